@@ -1,0 +1,168 @@
+"""The nouns every room shares: what is asked, what is answered, how it was graded, and who answers.
+
+Standard library only, no mull imports: anything may import this module, and this module imports nothing.
+All values are plain data that goes to JSON and back unchanged; `Rollout` is the one file format between
+journeys (rollouts.jsonl: evaluation, RL, distillation).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+Outcome = Literal["solved", "wrong", "unparsed", "truncated", "disagreed", "timeout", "infrastructure"]
+OUTCOMES: tuple[Outcome, ...] = (
+    "solved", "wrong", "unparsed", "truncated", "disagreed", "timeout", "infrastructure",
+)  # fmt: skip
+Finish = Literal["stop", "length", "cancelled"]
+
+
+class UserError(ValueError):
+    """Something the user can mend. The message is one helpful sentence; the command line prints it and exits with 2."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    role: str  # system, user, assistant, tool
+    content: str
+    reasoning: str | None = None  # what an assistant thought before `content`
+    tool_calls: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing to solve. `meta` holds whatever the task needs for grading or slicing (sizes, source, split)."""
+
+    task: str
+    id: str
+    messages: tuple[Message, ...]
+    answer: str  # the gold answer, as text; "" where only the task's own grader knows
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to draw tokens. temperature 0 is greedy; top_k 0 and top_p 1 keep everything."""
+
+    max_tokens: int = 256
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    thinking: bool = True
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A prompt for an engine. Local engines read `tokens`, remote ones `messages`.
+
+    `key` names the draw, e.g. (step, prompt, sample): an engine's randomness is a function of
+    (sampling.seed, *key, position) alone, so a request's tokens do not depend on what else is in the batch.
+    """
+
+    tokens: tuple[int, ...]
+    sampling: Sampling = Sampling()
+    key: tuple[int, ...] = ()
+    messages: tuple[Message, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What an engine answered. `tokens` are the generated ids, the stop token included when `finish` is "stop"."""
+
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]  # the sampler's own, natural log, of the drawn tokens at the sampling temperature
+    finish: Finish
+    text: str = ""  # the answer, without the thinking
+    reasoning: str = ""  # the thinking, without its markers
+    prompt_tokens: int = 0
+    version: int = 0  # of the weights that drew it
+    seconds: float = 0.0  # from submission to the last token
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """Problem + completion + grade (+ advantage, in RL). One JSON line on disk."""
+
+    problem: Problem
+    completion: Completion
+    reward: float
+    outcome: Outcome
+    advantage: float = 0.0
+    sample: int = 0  # which of the K answers to this problem
+    model: str = ""
+    thinking: bool = True
+    prompt: tuple[int, ...] = ()  # the prompt's token ids, as the engine saw them
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), ensure_ascii=False, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, line: str) -> Rollout:
+        """Raises KeyError, TypeError or json.JSONDecodeError for a line that is no rollout."""
+        raw = json.loads(line)
+        problem, completion = raw.pop("problem"), raw.pop("completion")
+        messages = tuple(
+            Message(**{**m, "tool_calls": tuple(m.get("tool_calls", ()))}) for m in problem.pop("messages")
+        )
+        for name in ("tokens", "logprobs"):
+            completion[name] = tuple(completion[name])
+        raw["prompt"] = tuple(raw.get("prompt", ()))
+        return cls(problem=Problem(messages=messages, **problem), completion=Completion(**completion), **raw)
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """A piece of a streamed completion. The last one carries `completion`."""
+
+    text: str = ""
+    reasoning: str = ""
+    completion: Completion | None = None
+
+
+class Engine(Protocol):
+    """Everything that speaks. Local and remote engines are interchangeable."""
+
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        """Answers in the order of the requests."""
+        ...
+
+    def stream(self, request: Request) -> Iterator[Delta]: ...
+
+    def score(self, ids: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Log-probability of every token given those before it; the first token of a row scores 0."""
+        ...
+
+    def load(self, state: Mapping[str, Any], version: int) -> None:
+        """Take new weights (a state dict) in place; `version` is stamped on later completions."""
+        ...
+
+
+def write_rollouts(path: Path, rollouts: Iterable[Rollout]) -> None:
+    """Whole file or nothing: written beside and renamed."""
+    part = path.with_suffix(path.suffix + ".part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with part.open("w", encoding="utf-8") as out:
+        out.writelines(rollout.to_json() + "\n" for rollout in rollouts)
+    part.replace(path)
+
+
+def read_rollouts(path: Path) -> list[Rollout]:
+    """Raises UserError naming the line that is no rollout."""
+    rollouts = []
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                rollouts.append(Rollout.from_json(line))
+            except (KeyError, TypeError, ValueError) as error:
+                raise UserError(f"{path}, line {number}: not a rollout ({error}).") from None
+    return rollouts
+
+
+__all__ = [
+    "OUTCOMES", "Completion", "Delta", "Engine", "Finish", "Message", "Outcome", "Problem", "Request", "Rollout",
+    "Sampling", "UserError", "read_rollouts", "write_rollouts",
+]  # fmt: skip
