@@ -1,0 +1,1 @@
+"""mull: own your reasoning model."""

@@ -1,0 +1,127 @@
+"""Attention: grouped-query (GQA) and multi-head latent (MLA), for training and for decoding with a cache.
+
+MLA (arXiv 2405.04434, 2.1) keeps one latent vector and one rotary key per token instead of all heads' keys and values.
+It has two forms of the same mathematics. *Naive*: expand the latent into keys and values, then attend; best for whole
+documents. *Absorbed*: fold the expansion into the query and the output, and attend over the latents themselves, so
+a decoding step reads kv_rank + rope_dim numbers per cached token. Training uses the first, the engine the second;
+`tests/test_attention.py` holds their difference.
+
+T new tokens  B cached rows  t new tokens per row (T = B t)  S cached positions  D width  H heads  h key heads
+N non-rotary width  R rotary width  V value width  C kv_rank
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from mull.model.config import ModelConfig
+from mull.model.layers import RMSNorm, rotate, softmax_scale
+from mull.ops.attention import Documents, attend, attend_window
+
+
+class Window(Protocol):
+    """A cache as one forward pass sees it: B rows of the same number of new tokens (engine/cache.py)."""
+
+    rows: int
+    visible: Tensor  # [B, 1, t, S] bool: which cached positions each new token may see (its own included)
+
+    def extend(self, layer: int, *new: Tensor) -> tuple[Tensor, ...]:
+        """Store entries [B, t, ...] of the new tokens; return all of each row, [B, S, ...]."""
+        ...
+
+
+@dataclass(frozen=True)
+class Where:
+    """Where the tokens of a forward pass stand: in packed documents (training) or behind cached rows (decoding)."""
+
+    cos: Tensor
+    sin: Tensor
+    documents: Documents | None = None
+    window: Window | None = None
+
+
+class GQA(nn.Module):
+    """Grouped-query attention (arXiv 2305.13245); kv_heads = heads is ordinary multi-head attention."""
+
+    def __init__(self, cfg: ModelConfig):
+        super().__init__()
+        self.cfg = cfg
+        self.q = nn.Linear(cfg.width, cfg.heads * cfg.head_dim, bias=cfg.qkv_bias)
+        self.k = nn.Linear(cfg.width, cfg.kv_heads * cfg.head_dim, bias=cfg.qkv_bias)
+        self.v = nn.Linear(cfg.width, cfg.kv_heads * cfg.head_dim, bias=cfg.qkv_bias)
+        self.o = nn.Linear(cfg.heads * cfg.head_dim, cfg.width, bias=False)
+        self.scale = softmax_scale(cfg)
+
+    def forward(self, x_TD: Tensor, where: Where, layer: int) -> Tensor:
+        cfg = self.cfg
+        q_THK = rotate(self.q(x_TD).unflatten(1, (cfg.heads, -1)), where.cos, where.sin, cfg.rope_interleaved)
+        k_ThK = rotate(self.k(x_TD).unflatten(1, (cfg.kv_heads, -1)), where.cos, where.sin, cfg.rope_interleaved)
+        v_ThV = self.v(x_TD).unflatten(1, (cfg.kv_heads, -1))
+        if where.window is None:
+            assert where.documents is not None
+            return self.o(attend(q_THK, k_ThK, v_ThV, where.documents, self.scale).flatten(1))
+        rows = where.window.rows
+        q, k, v = (x.unflatten(0, (rows, -1)) for x in (q_THK, k_ThK, v_ThV))
+        k, v = where.window.extend(layer, k, v)
+        out = attend_window(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), where.window.visible, self.scale)
+        return self.o(out.transpose(1, 2).flatten(2).flatten(0, 1))
+
+
+class MLA(nn.Module):
+    def __init__(self, cfg: ModelConfig):
+        super().__init__()
+        self.cfg = cfg
+        queries = cfg.heads * cfg.qk_dim
+        if cfg.q_rank:
+            self.q_a = nn.Linear(cfg.width, cfg.q_rank, bias=False)
+            self.q_norm = RMSNorm(cfg.q_rank)  # the latent norms keep eps 1e-6 whatever the model's eps is
+            self.q_b = nn.Linear(cfg.q_rank, queries, bias=False)
+        else:
+            self.q = nn.Linear(cfg.width, queries, bias=False)
+        self.kv_a = nn.Linear(cfg.width, cfg.kv_rank + cfg.rope_dim, bias=False)
+        self.kv_norm = RMSNorm(cfg.kv_rank)
+        self.kv_b = nn.Linear(cfg.kv_rank, cfg.heads * (cfg.nope_dim + cfg.v_dim), bias=False)
+        self.o = nn.Linear(cfg.heads * cfg.v_dim, cfg.width, bias=False)
+        self.scale = softmax_scale(cfg)
+
+    def forward(self, x_TD: Tensor, where: Where, layer: int) -> Tensor:
+        cfg = self.cfg
+        q_TX = self.q_b(self.q_norm(self.q_a(x_TD))) if cfg.q_rank else self.q(x_TD)
+        q_THN, q_THR = q_TX.unflatten(1, (cfg.heads, -1)).split((cfg.nope_dim, cfg.rope_dim), dim=-1)
+        q_THR = rotate(q_THR, where.cos, where.sin, cfg.rope_interleaved)
+        latent_TC, k_TR = self.kv_a(x_TD).split((cfg.kv_rank, cfg.rope_dim), dim=-1)
+        latent_TC = self.kv_norm(latent_TC)
+        k_T1R = rotate(k_TR[:, None], where.cos, where.sin, cfg.rope_interleaved)
+        if where.window is None:
+            assert where.documents is not None
+            return self._naive(q_THN, q_THR, latent_TC, k_T1R, where.documents)
+        return self._absorbed(q_THN, q_THR, torch.cat((latent_TC, k_T1R[:, 0]), dim=-1), where.window, layer)
+
+    def _naive(self, q_THN: Tensor, q_THR: Tensor, latent_TC: Tensor, k_T1R: Tensor, documents: Documents) -> Tensor:
+        cfg = self.cfg
+        kv_THX = self.kv_b(latent_TC).unflatten(1, (cfg.heads, -1))
+        k_THN, v_THV = kv_THX.split((cfg.nope_dim, cfg.v_dim), dim=-1)
+        q = torch.cat((q_THN, q_THR), dim=-1)
+        k = torch.cat((k_THN, k_T1R.expand(-1, cfg.heads, -1)), dim=-1)
+        return self.o(attend(q, k, v_THV, documents, self.scale).flatten(1))
+
+    def _absorbed(self, q_THN: Tensor, q_THR: Tensor, entry_TX: Tensor, window: Window, layer: int) -> Tensor:
+        """q k = (q W_k) latent + q_r k_r, and out = W_v (weights latent): attend over [latent | rotary key] itself."""
+        cfg = self.cfg
+        w_HXC = self.kv_b.weight.view(cfg.heads, cfg.nope_dim + cfg.v_dim, cfg.kv_rank)
+        wk_HNC, wv_HVC = w_HXC.split((cfg.nope_dim, cfg.v_dim), dim=1)
+        q_HTC = torch.bmm(q_THN.transpose(0, 1), wk_HNC)
+        q = torch.cat((q_HTC, q_THR.transpose(0, 1)), dim=-1).unflatten(1, (window.rows, -1)).transpose(0, 1)
+        (cached_BSX,) = window.extend(layer, entry_TX.unflatten(0, (window.rows, -1)))
+        cached = cached_BSX[:, None]  # one "key head" that all query heads share
+        mixed_BHtC = attend_window(q, cached, cached[..., : cfg.kv_rank], window.visible, self.scale)
+        out_HTV = torch.bmm(mixed_BHtC.transpose(0, 1).flatten(1, 2), wv_HVC.transpose(1, 2))
+        return self.o(out_HTV.transpose(0, 1).flatten(1))
+
+
+def attention(cfg: ModelConfig) -> GQA | MLA:
+    return MLA(cfg) if cfg.latent else GQA(cfg)

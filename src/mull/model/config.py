@@ -1,0 +1,112 @@
+"""The numbers that make a model. Frozen; a model family is a set of values plus a name map (families.py), never a class.
+
+Zero means absent: `experts = 0` is a dense MLP, `kv_rank = 0` is grouped-query attention, `q_rank = 0` projects queries
+in one matrix. The defaults are the house architecture, DeepSeek-V3's (arXiv 2412.19437), at toy size.
+"""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+
+from mull.config import Config
+
+
+class Yarn(Config):
+    """YaRN context extension (arXiv 2309.00071) with DeepSeek's softmax-scale correction."""
+
+    factor: float = Field(gt=0)
+    original_length: int = Field(gt=0)
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    mscale: float = 0.0
+    mscale_all_dim: float = 0.0
+
+
+class ModelConfig(Config):
+    vocab: int = Field(512, gt=0)
+    width: int = Field(128, gt=0)
+    layers: int = Field(4, gt=0)
+    heads: int = Field(4, gt=0)
+    # grouped-query attention (used when kv_rank is 0)
+    kv_heads: int = Field(4, gt=0)
+    head_dim: int = Field(32, gt=0)
+    qkv_bias: bool = False
+    # multi-head latent attention (used when kv_rank is set)
+    q_rank: int = Field(0, ge=0)
+    kv_rank: int = Field(0, ge=0)
+    nope_dim: int = Field(16, ge=0)
+    rope_dim: int = Field(16, ge=0)
+    v_dim: int = Field(32, gt=0)
+    # feed-forward: `dense_layers` first layers are one SwiGLU of width `ffn`, the others mixtures
+    ffn: int = Field(256, gt=0)
+    dense_layers: int = Field(0, ge=0)
+    experts: int = Field(0, ge=0)
+    active_experts: int = Field(2, gt=0)
+    shared_experts: int = Field(0, ge=0)
+    expert_ffn: int = Field(64, gt=0)
+    groups: int = Field(1, gt=0)
+    active_groups: int = Field(1, gt=0)
+    router_scale: float = 1.0
+    renormalise: bool = True
+    # the rest
+    mtp_layers: int = Field(0, ge=0)
+    rope_theta: float = Field(10000.0, gt=0)
+    rope_interleaved: bool = True
+    yarn: Yarn | None = None
+    eps: float = 1e-6
+    tied: bool = False
+    max_length: int = Field(2048, gt=0)
+    init_std: float = Field(0.02, gt=0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ModelConfig:
+        if not self.kv_rank and self.heads % self.kv_heads:
+            raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
+        if (self.rope_dim if self.kv_rank else self.head_dim) % 2:
+            raise ValueError("the rotary width (rope_dim, or head_dim without kv_rank) must be even")
+        if self.experts:
+            if self.active_experts > self.experts:
+                raise ValueError(f"active_experts ({self.active_experts}) is more than experts ({self.experts})")
+            if self.experts % self.groups:
+                raise ValueError(f"experts ({self.experts}) must be a multiple of groups ({self.groups})")
+            if self.active_groups > self.groups:
+                raise ValueError(f"active_groups ({self.active_groups}) is more than groups ({self.groups})")
+            if self.groups > 1 and self.experts // self.groups < 2:
+                raise ValueError("a group is ranked by its two best experts, so it needs at least two")
+            if self.active_experts > self.experts // self.groups * self.active_groups:
+                raise ValueError("the active groups hold fewer experts than active_experts")
+        return self
+
+    @property
+    def latent(self) -> bool:
+        return self.kv_rank > 0
+
+    @property
+    def qk_dim(self) -> int:
+        """Width of one query or key head."""
+        return self.nope_dim + self.rope_dim if self.latent else self.head_dim
+
+    @property
+    def value_dim(self) -> int:
+        return self.v_dim if self.latent else self.head_dim
+
+    @property
+    def rotary_dim(self) -> int:
+        return self.rope_dim if self.latent else self.head_dim
+
+    def is_moe(self, layer: int) -> bool:
+        """MTP layers (index >= layers) are of the last layer's kind."""
+        return self.experts > 0 and min(layer, self.layers - 1) >= self.dense_layers
+
+
+PRESETS: dict[str, ModelConfig] = {
+    "tiny-moe": ModelConfig(
+        vocab=512, width=128, layers=4, heads=4, q_rank=96, kv_rank=64, nope_dim=16, rope_dim=16, v_dim=32,
+        ffn=256, dense_layers=1, experts=8, active_experts=2, shared_experts=1, expert_ffn=64, mtp_layers=1,
+    ),
+    "tiny-dense": ModelConfig(vocab=512, width=128, layers=4, heads=4, kv_heads=2, head_dim=32, ffn=256),
+    "small-moe": ModelConfig(
+        vocab=4096, width=256, layers=4, heads=8, q_rank=96, kv_rank=64, nope_dim=32, rope_dim=16, v_dim=32,
+        ffn=640, dense_layers=0, experts=16, active_experts=4, shared_experts=1, expert_ffn=128, tied=True,
+    ),
+}  # fmt: skip

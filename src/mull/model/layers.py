@@ -1,0 +1,103 @@
+"""The plain parts: RMSNorm, rotary positions, SwiGLU.
+
+T tokens (packed, no batch axis)  D width  R rotary width  F feed-forward width  H heads
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mull.model.config import ModelConfig, Yarn
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the last axis, in the input's dtype (arXiv 1910.07467)."""
+
+    def __init__(self, dim: int, eps: float = 1e-6):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)), arXiv 2002.05202. Gate and up are one matrix: half the calls, the same numbers."""
+
+    def __init__(self, width: int, ffn: int):
+        super().__init__()
+        self.gate_up = nn.Linear(width, 2 * ffn, bias=False)
+        self.down = nn.Linear(ffn, width, bias=False)
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        gate_TF, up_TF = self.gate_up(x_TD).chunk(2, dim=-1)
+        return self.down(F.silu(gate_TF) * up_TF)
+
+
+def rotary_frequencies(cfg: ModelConfig) -> Tensor:
+    """Angle per position of each rotary pair, [R/2], fp32. With YaRN, slow pairs are interpolated, fast ones kept."""
+    half = torch.arange(0, cfg.rotary_dim, 2, dtype=torch.float32) / cfg.rotary_dim
+    frequency = 1.0 / cfg.rope_theta**half
+    if cfg.yarn is None:
+        return frequency
+    yarn = cfg.yarn
+
+    def pair_of(rotations: float) -> float:  # the pair that turns `rotations` times over the original length
+        span = yarn.original_length / (rotations * 2 * math.pi)
+        return cfg.rotary_dim * math.log(span) / (2 * math.log(cfg.rope_theta))
+
+    low = max(math.floor(pair_of(yarn.beta_fast)), 0)
+    high = min(math.ceil(pair_of(yarn.beta_slow)), cfg.rotary_dim - 1)
+    ramp = torch.arange(cfg.rotary_dim // 2, dtype=torch.float32).sub(low).div(max(high - low, 1e-3)).clamp(0, 1)
+    return frequency / yarn.factor * ramp + frequency * (1 - ramp)
+
+
+def _mscale(factor: float, weight: float) -> float:
+    return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def rotary_magnitude(yarn: Yarn | None) -> float:
+    """What cos and sin are multiplied with; 1 without YaRN, and for DeepSeek-V3, whose two mscales are equal."""
+    if yarn is None:
+        return 1.0
+    if yarn.mscale and yarn.mscale_all_dim:
+        return _mscale(yarn.factor, yarn.mscale) / _mscale(yarn.factor, yarn.mscale_all_dim)
+    return _mscale(yarn.factor, 1.0)
+
+
+def softmax_scale(cfg: ModelConfig) -> float:
+    """qk_dim^-0.5, times mscale(factor)^2 where YaRN sets mscale_all_dim (DeepSeek-V3: 1.3689^2)."""
+    scale = cfg.qk_dim**-0.5
+    if cfg.yarn is not None and cfg.yarn.mscale_all_dim:
+        scale *= _mscale(cfg.yarn.factor, cfg.yarn.mscale_all_dim) ** 2
+    return scale
+
+
+class Rotary(nn.Module):
+    """cos and sin, each [T, 1, R/2], for integer positions [T]; computed in fp32, given in `dtype`."""
+
+    frequency: Tensor
+
+    def __init__(self, cfg: ModelConfig):
+        super().__init__()
+        self.register_buffer("frequency", rotary_frequencies(cfg), persistent=False)
+        self.magnitude = rotary_magnitude(cfg.yarn)
+
+    def forward(self, positions_T: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        angle = positions_T[:, None, None].float() * self.frequency.float()
+        return (angle.cos() * self.magnitude).to(dtype), (angle.sin() * self.magnitude).to(dtype)
+
+
+def rotate(x_THR: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    """Turn each pair by its angle. Pairs are neighbours (DeepSeek) or half the width apart (Llama, Qwen).
+
+    The result holds all first members, then all second ones. Queries and keys share that order, so their products
+    are those of either layout.
+    """
+    first, second = (x_THR[..., 0::2], x_THR[..., 1::2]) if interleaved else x_THR.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)

@@ -1,0 +1,91 @@
+"""Fine-grained mixture of experts with a shared expert, as DeepSeek-V3 defines it (arXiv 2412.19437, 2.1.2).
+
+The router scores experts by a sigmoid. A bias, no parameter and outside the gradient, is added only to *choose*; the
+weights are the unbiased scores of the chosen, normalised. After each optimiser step the trainer moves the bias of
+overloaded experts down and of underloaded ones up: balance without a loss that fights the objective. A small loss per
+sequence (eq. 17-20) keeps single documents from collapsing onto one expert.
+
+T tokens  D width  E experts  K chosen experts  G groups  F expert width
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mull.model.config import ModelConfig
+from mull.model.layers import SwiGLU
+from mull.ops.attention import Documents
+from mull.ops.experts import routed
+
+
+@dataclass
+class Trace:
+    """What a forward pass notes beside its result, when asked: per MoE layer, in order."""
+
+    load: list[Tensor] = field(default_factory=list)  # [E] tokens per expert
+    balance: list[Tensor] = field(default_factory=list)  # scalar sequence-wise balance loss, unweighted
+    chosen: list[Tensor] = field(default_factory=list)  # [T, K] expert ids
+
+
+class Router(nn.Module):
+    bias: Tensor
+
+    def __init__(self, cfg: ModelConfig):
+        super().__init__()
+        self.cfg = cfg
+        self.weight = nn.Parameter(torch.empty(cfg.experts, cfg.width))
+        self.register_buffer("bias", torch.zeros(cfg.experts, dtype=torch.float32))
+
+    def forward(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(chosen experts [T, K], their weights [T, K], all scores [T, E]); fp32 throughout."""
+        cfg = self.cfg
+        score_TE = F.linear(x_TD.float(), self.weight.float()).sigmoid()
+        choice_TE = score_TE.detach() + self.bias
+        if cfg.active_groups < cfg.groups:
+            choice_TGe = choice_TE.unflatten(1, (cfg.groups, -1))
+            rank_TG = choice_TGe.topk(2, dim=-1).values.sum(dim=-1)
+            kept = torch.zeros_like(rank_TG, dtype=torch.bool)
+            kept.scatter_(1, rank_TG.topk(cfg.active_groups, dim=-1).indices, True)
+            choice_TE = choice_TGe.masked_fill(~kept[..., None], float("-inf")).flatten(1)
+        expert_TK = choice_TE.topk(cfg.active_experts, dim=-1).indices
+        weight_TK = score_TE.gather(1, expert_TK)
+        if cfg.renormalise:
+            weight_TK = weight_TK / (weight_TK.sum(dim=-1, keepdim=True) + 1e-20)
+        return expert_TK, weight_TK * cfg.router_scale, score_TE
+
+
+def sequence_balance(score_TE: Tensor, expert_TK: Tensor, documents: Documents) -> Tensor:
+    """Mean over documents of sum_i f_i P_i (eq. 17-20): 1 when loads are even, larger when they are not."""
+    tokens, experts = score_TE.shape
+    chosen = expert_TK.shape[1]
+    docs = len(documents.lengths)
+    length_G1 = torch.tensor(documents.lengths, device=score_TE.device, dtype=torch.float32)[:, None]
+    index_T = documents.index_T
+    cell_N = (index_T[:, None] * experts + expert_TK).flatten()
+    f_GE = torch.bincount(cell_N, minlength=docs * experts).view(docs, experts) * (experts / chosen) / length_G1
+    share_TE = score_TE / score_TE.sum(dim=-1, keepdim=True)
+    p_GE = torch.zeros(docs, experts, device=score_TE.device).index_add(0, index_T, share_TE) / length_G1
+    return (f_GE * p_GE).sum(dim=1).mean()
+
+
+class MoE(nn.Module):
+    def __init__(self, cfg: ModelConfig):
+        super().__init__()
+        self.router = Router(cfg)
+        self.gate_up = nn.Parameter(torch.empty(cfg.experts, 2 * cfg.expert_ffn, cfg.width))
+        self.down = nn.Parameter(torch.empty(cfg.experts, cfg.width, cfg.expert_ffn))
+        self.shared = SwiGLU(cfg.width, cfg.expert_ffn * cfg.shared_experts) if cfg.shared_experts else None
+
+    def forward(self, x_TD: Tensor, documents: Documents | None = None, trace: Trace | None = None) -> Tensor:
+        expert_TK, weight_TK, score_TE = self.router(x_TD)
+        y_TD = routed(x_TD, expert_TK, weight_TK, self.gate_up, self.down)
+        if trace is not None:
+            trace.load.append(torch.bincount(expert_TK.flatten(), minlength=score_TE.shape[1]))
+            trace.chosen.append(expert_TK)
+            if documents is not None:
+                trace.balance.append(sequence_balance(score_TE, expert_TK, documents))
+        return y_TD if self.shared is None else y_TD + self.shared(x_TD)

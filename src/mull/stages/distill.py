@@ -1,0 +1,140 @@
+"""Distillation: a smaller model learns from a larger one's own, graded answers.
+
+Two ways, one student:
+- `rollouts` (off-policy): answers the teacher gave and a verifier found right, token for token, with the teacher's
+  probabilities over the whole vocabulary at every token (forward KL), which say more than the one token drawn;
+- `on_policy_steps`: afterwards the student answers itself and the teacher scores it (reverse KL), so that it learns
+  from its own mistakes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+
+from mull.data.batch import Batch, Stream, collate
+from mull.data.sources import Draw, Problems, answers, from_rollout, seed_of
+from mull.dist import precision
+from mull.engine.rollout import rollouts
+from mull.ledger import Entry
+from mull.model.config import ModelConfig
+from mull.model.flops import decoding_flops, forward_flops
+from mull.model.transformer import Transformer
+from mull.stages.stage import Context, StageConfig
+from mull.text.chat import Chat
+from mull.train.losses import LossConfig
+from mull.train.trainer import TrainConfig, Trainer
+from mull.types import Rollout, Sampling, UserError, read_rollouts, write_rollouts
+
+
+class DistillConfig(StageConfig):
+    kind: Literal["distill"] = "distill"
+    teacher: str
+    model: ModelConfig  # the student; the vocabulary is the teacher's
+    steps: int = Field(gt=0)
+    batch_tokens: int = Field(4096, gt=0)
+    reuse: list[str] = []  # stages whose graded answers are learnt from as well (the teacher's RL)
+    tasks: list[Draw] = []  # fresh problems for the teacher
+    fresh: int = Field(0, ge=0)  # how many
+    max_tokens: int = Field(512, gt=0)
+    rows: int = Field(256, gt=0)
+    on_policy_steps: int = Field(0, ge=0)
+    on_policy_answers: int = Field(64, gt=0)  # per step
+    train: TrainConfig = TrainConfig(loss=LossConfig(name="forward_kl"))
+
+
+def main(cfg: DistillConfig, ctx: Context) -> None:
+    run, stage = ctx.run, cfg.name
+    with run.ledger.stage(stage, cfg.kind) as entry:
+        teacher, chat = ctx.load(cfg.teacher)
+        teacher.eval()
+        lessons = _lessons(cfg, ctx, teacher, chat, entry)
+        shape = cfg.model.model_copy(update={"vocab": teacher.cfg.vocab})
+        student = Transformer(shape).initialise(seed_of(ctx.seed, stage, "weights")).to(ctx.device)
+        trainer = Trainer(student, cfg.train, cfg.steps)
+        stream = Stream(answers(lessons, seed_of(ctx.seed, stage)), cfg.batch_tokens, ctx.device)
+        if (found := trainer.restore(run.stage_dir(stage), run.say)) is not None:
+            stream.cursor = found["cursor"]
+        run.rewind(stage, trainer.step)
+
+        def batches(step: int) -> Sequence[Batch]:
+            batch = collate(stream.take(), ctx.device)
+            return [scored(batch, teacher, entry)]
+
+        trainer.fit(run, stage, batches, entry, extra=lambda: {"cursor": stream.cursor})
+        if cfg.on_policy_steps:
+            _on_policy(cfg, ctx, teacher, student, chat, entry)
+        ctx.save(stage, student, chat)
+
+
+def scored(batch: Batch, teacher: Transformer, entry: Entry) -> Batch:
+    """The batch with the teacher's log-probabilities [N, V] at every predicted position."""
+    with torch.no_grad(), precision(teacher.device):
+        hidden_TD = teacher(batch.tokens_T, batch.documents)
+        batch.teacher_NV = teacher.logits(hidden_TD[batch.predict_N]).log_softmax(dim=-1)
+    pairs = sum(n * (n + 1) // 2 for n in batch.documents.lengths)
+    entry.add(flops=forward_flops(teacher.cfg, batch.tokens, pairs, len(batch.target_N)))
+    return batch
+
+
+def _lessons(cfg: DistillConfig, ctx: Context, teacher: Transformer, chat: Chat, entry: Entry) -> list[Rollout]:
+    """Right answers: those kept from earlier stages, and fresh ones of the teacher, made once per run."""
+    run = ctx.run
+    lessons: list[Rollout] = []
+    for name in cfg.reuse:
+        path = run.rollouts_path(name)
+        if not path.exists():
+            raise UserError(f"Stage {cfg.name}: there are no rollouts of a stage named {name!r} to reuse.")
+        lessons += [r for r in read_rollouts(path) if r.outcome == "solved"]
+    if cfg.fresh:
+        path = run.rollouts_path(cfg.name)
+        if not path.exists():
+            problems = Problems(cfg.tasks, seed_of(ctx.seed, cfg.name, "problems"))
+            sampling = Sampling(max_tokens=cfg.max_tokens, seed=seed_of(ctx.seed, cfg.name, "draws"))
+            drawn = rollouts(
+                [problems(i) for i in range(cfg.fresh)], ctx.engine(teacher, chat, cfg.rows), chat, samples=1,
+                sampling=sampling, model_name=cfg.teacher,
+            )  # fmt: skip
+            _bill(entry, teacher, drawn)
+            write_rollouts(path, drawn)
+        lessons += [r for r in read_rollouts(path) if r.outcome == "solved"]
+    if not lessons:
+        raise UserError(f"Stage {cfg.name}: the teacher {cfg.teacher!r} solved nothing, so there is nothing to teach.")
+    return lessons
+
+
+def _on_policy(
+    cfg: DistillConfig, ctx: Context, teacher: Transformer, student: Transformer, chat: Chat, entry: Entry
+) -> None:
+    """Reverse KL on the student's own answers, under the stage name with the suffix "-own"."""
+    run, stage = ctx.run, f"{cfg.name}-own"
+    sampler = Transformer(student.cfg).to(ctx.device)
+    engine = ctx.engine(sampler, chat, cfg.rows)
+    train = cfg.train.model_copy(update={"loss": LossConfig(name="reverse_kl")})
+    trainer = Trainer(student, train, cfg.on_policy_steps)
+    trainer.restore(run.stage_dir(stage), run.say)
+    run.rewind(stage, trainer.step)
+    problems = Problems(cfg.tasks, seed_of(ctx.seed, stage))
+    sampling = Sampling(max_tokens=cfg.max_tokens, seed=seed_of(ctx.seed, stage, "draws"))
+
+    def batches(step: int) -> Sequence[Batch]:
+        engine.load(student.state_dict(), step)
+        first = step * cfg.on_policy_answers
+        asked = [problems(first + i) for i in range(cfg.on_policy_answers)]
+        drawn = rollouts(asked, engine, chat, samples=1, sampling=sampling, step=step, model_name=cfg.name)
+        _bill(entry, student, drawn)
+        batch = scored(collate([from_rollout(r) for r in drawn], ctx.device), teacher, entry)
+        batch.extra = {"reward": sum(r.reward for r in drawn) / len(drawn)}
+        return [batch]
+
+    trainer.fit(run, stage, batches, entry)
+
+
+def _bill(entry: Entry, model: Transformer, drawn: Sequence[Rollout]) -> None:
+    entry.add(
+        tokens=sum(len(r.completion.tokens) for r in drawn),
+        flops=sum(decoding_flops(model.cfg, len(r.prompt), len(r.completion.tokens)) for r in drawn),
+    )

@@ -1,0 +1,118 @@
+"""Evaluation: the RL road, stopped after grading.
+
+Every model answers the same held-out problems, thinking and not, and each set of answers is one file of rollouts, from
+which every figure of the report can be derived again. A set that is already on disk is not asked again.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Literal
+
+from pydantic import Field
+
+from mull.data.sources import Draw, seed_of
+from mull.engine.engine import LocalEngine
+from mull.engine.rollout import rollouts
+from mull.ledger import Entry
+from mull.model.flops import decoding_flops
+from mull.report.summary import evaluate_row
+from mull.stages.stage import Context, StageConfig
+from mull.tasks import find
+from mull.text.chat import Chat
+from mull.types import Sampling, UserError, read_rollouts, write_rollouts
+
+
+class Exam(Draw):
+    """One set of held-out problems. Without `models` or `thinking`, those of the stage."""
+
+    n: int = Field(0, ge=0)  # 0: the stage's
+    samples: int = Field(0, ge=0)
+    models: list[str] = []
+    thinking: list[bool] = []
+
+
+class EvaluateConfig(StageConfig):
+    kind: Literal["evaluate"] = "evaluate"
+    models: list[str] = Field(min_length=1)
+    exams: list[Exam] = Field(min_length=1)
+    thinking: list[bool] = Field([True, False], min_length=1)
+    n: int = Field(500, gt=0)
+    samples: int = Field(1, gt=0)
+    split: Literal["validation", "test"] = "test"
+    temperature: float = Field(0.0, ge=0)
+    max_tokens: int = Field(512, gt=0)
+    rows: int = Field(512, gt=0)
+
+
+def main(cfg: EvaluateConfig, ctx: Context) -> None:
+    run = ctx.run
+    sittings = [
+        (model, exam, thinking)
+        for model in cfg.models
+        for exam in cfg.exams
+        if model in (exam.models or cfg.models)
+        for thinking in exam.thinking or cfg.thinking
+    ]
+    for name in cfg.models:
+        ctx.folder(name)  # a missing model is said now, not after an hour
+    for exam in cfg.exams:
+        find(exam.task)
+    engines: dict[str, tuple[LocalEngine, Chat]] = {}
+    with run.ledger.stage(cfg.name, cfg.kind) as entry, run.progress(cfg.name, len(sittings), unit="exam") as progress:
+        for number, (model, exam, thinking) in enumerate(sittings, 1):
+            if not _path(cfg, ctx, model, exam, thinking).exists():
+                if model not in engines:
+                    weights, chat = ctx.load(model)
+                    engines = {model: (ctx.engine(weights, chat, cfg.rows), chat)}
+                row = _sit(cfg, ctx, model, exam, thinking, engines[model], entry)
+                progress.update(number, tokens=int(row["tokens"]), solved=row["solved"])
+            else:
+                progress.update(number)
+
+
+def _path(cfg: EvaluateConfig, ctx: Context, model: str, exam: Exam, thinking: bool):
+    size = "-".join(f"{k}={v}" for k, v in sorted(exam.size.items()))
+    parts = [cfg.name, model, exam.task.replace("/", "."), exam.label, size, "think" if thinking else "direct"]
+    name = "_".join("".join(c if c.isalnum() or c in "-.=" else "" for c in part) for part in parts if part)
+    return ctx.run.rollouts_path(name)
+
+
+def _sit(
+    cfg: EvaluateConfig, ctx: Context, model: str, exam: Exam, thinking: bool, engine: tuple[LocalEngine, Chat],
+    entry: Entry,
+) -> dict:  # fmt: skip
+    speaker, chat = engine
+    samples = exam.samples or cfg.samples
+    if samples > 1 and not cfg.temperature:
+        raise UserError(f"Stage {cfg.name}: {samples} samples at temperature 0 would be the same answer {samples} times.")
+    problems = find(exam.task).problems(cfg.split, exam.n or cfg.n, seed_of("exam", exam.task, exam.label), **exam.size)
+    sampling = Sampling(max_tokens=cfg.max_tokens, temperature=cfg.temperature, seed=ctx.seed)
+    began = time.perf_counter()
+    answers = rollouts(
+        problems, speaker, chat, samples=samples, sampling=sampling, thinking=thinking, model_name=model
+    )  # fmt: skip
+    seconds = time.perf_counter() - began
+    tokens = sum(len(r.completion.tokens) for r in answers)
+    shape = speaker.model.cfg
+    flops = sum(decoding_flops(shape, len(r.prompt), len(r.completion.tokens)) for r in answers)
+    entry.add(tokens=tokens, flops=flops)
+    path = _path(cfg, ctx, model, exam, thinking)
+    bill = ctx.run.ledger.price(seconds, tokens, flops)
+    facts = {"label": exam.label, "split": cfg.split, "seconds": seconds, "usd": bill.usd, "file": path.name}
+    path.with_suffix(".json").parent.mkdir(parents=True, exist_ok=True)
+    path.with_suffix(".json").write_text(json.dumps(facts), encoding="utf-8")
+    write_rollouts(path, answers)  # last: its presence says that the set is whole
+    return evaluate_row(answers, **facts) | {"tokens": tokens}
+
+
+def rows(run) -> list[dict]:
+    """The evals of report.json, derived from the rollouts on disk and the seconds they took."""
+    found = []
+    for facts in sorted(run.rollouts_path("x").parent.glob("*.json")):
+        noted = json.loads(facts.read_text(encoding="utf-8"))
+        path = facts.with_suffix(".jsonl")
+        if path.exists():
+            found.append(evaluate_row(read_rollouts(path), **noted))
+    return found

@@ -1,0 +1,83 @@
+"""Pretraining: from nothing to a model of text.
+
+1. train a tokenizer on the documents, unless a model to go on from brings one;
+2. initialise the weights from the seed;
+3. learn to predict every token of every document, the next ones too (multi-token prediction).
+
+Documents are worked problems of the taught tasks, the user's own text files, or both.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from mull.data.batch import Stream, collate
+from mull.data.shards import mix, read_texts, shard, write_shard
+from mull.data.sources import Draw, Problems, Source, documents, seed_of
+from mull.model.transformer import Transformer
+from mull.stages.stage import Context, StageConfig
+from mull.tasks import TAUGHT
+from mull.text.chat import Chat
+from mull.text.tokenizer import Tokenizer
+from mull.train.trainer import TrainConfig, Trainer
+from mull.types import UserError
+
+
+class PretrainConfig(StageConfig):
+    kind: Literal["pretrain"] = "pretrain"
+    steps: int = Field(gt=0)
+    batch_tokens: int = Field(4096, gt=0)
+    tasks: list[Draw] = []
+    files: list[str] = []  # patterns of .txt and .jsonl files
+    text_weight: int = Field(1, ge=0)  # documents of `files` per document of `tasks`, where there are both
+    length: int = Field(1024, gt=1)  # longer documents are cut
+    tokenizer_sample: int = Field(3000, gt=0)  # documents of `tasks` the tokenizer is trained on
+    train: TrainConfig = TrainConfig()
+
+
+def main(cfg: PretrainConfig, ctx: Context) -> None:
+    run, stage = ctx.run, cfg.name
+    if not cfg.tasks and not cfg.files:
+        raise UserError(f"Stage {stage}: nothing to learn from; give tasks, files or both.")
+    with run.ledger.stage(stage, cfg.kind) as entry:
+        chat = Chat(_tokenizer(cfg, ctx))
+        source = _source(cfg, ctx, chat)
+        model = Transformer(ctx.model).initialise(seed_of(ctx.seed, "weights")).to(ctx.device)
+        trainer = Trainer(model, cfg.train, cfg.steps)
+        stream = Stream(source, cfg.batch_tokens, ctx.device)
+        if (found := trainer.restore(run.stage_dir(stage), run.say)) is not None:
+            stream.cursor = found["cursor"]
+        run.rewind(stage, trainer.step)
+        trainer.fit(run, stage, lambda _: [collate(stream.take(), ctx.device)], entry, extra=lambda: {"cursor": stream.cursor})
+        ctx.save(stage, model, chat)
+
+
+def _tokenizer(cfg: PretrainConfig, ctx: Context) -> Tokenizer:
+    """Trained once per run; a run that is continued reads it back."""
+    folder = ctx.run.stage_dir(cfg.name) / "tokenizer"
+    if (folder / "tokenizer.json").exists():
+        return Tokenizer.load(folder)
+    texts: list[str] = []
+    if cfg.tasks:
+        problems = Problems(cfg.tasks, seed_of(ctx.seed, "tokenizer"))
+        for i in range(cfg.tokenizer_sample):
+            problem = problems(i)
+            solution = TAUGHT[problem.task].solution(problem)
+            texts += [problem.messages[-1].content, solution.reasoning or "", solution.content]
+    texts += read_texts(cfg.files)
+    tokenizer = Tokenizer.train(texts, ctx.model.vocab)
+    tokenizer.save(folder)
+    return tokenizer
+
+
+def _source(cfg: PretrainConfig, ctx: Context, chat: Chat) -> Source:
+    seed = seed_of(ctx.seed, cfg.name)
+    sources: list[Source] = [documents(cfg.tasks, chat, seed)] if cfg.tasks else []
+    if cfg.files:
+        stem = ctx.run.stage_dir(cfg.name) / "text"
+        if not stem.with_suffix(".ends.npy").exists():
+            write_shard(stem, read_texts(cfg.files), chat.tokenizer, cfg.length)
+        sources.append(shard(stem, seed))
+    return sources[0] if len(sources) == 1 else mix(sources, [1, cfg.text_weight], seed)

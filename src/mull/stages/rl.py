@@ -1,0 +1,154 @@
+"""Reinforcement learning from verifiable rewards: the model's own answers, graded, pull it towards the right ones.
+
+Each step: draw problems, let the engine answer each `samples` times at temperature 1, grade, centre the rewards within
+the group, drop groups that all succeeded or all failed and draw new problems in their place, one optimiser step,
+hand the new weights to the engine.
+
+Where it departs from the textbook GRPO (arXiv 2402.03300): advantages are not divided by the group's standard
+deviation and the loss is a mean over all tokens (no length or difficulty bias, arXiv 2503.20783); no KL term, no
+reference model; importance weights are truncated and measured against the sampler's own log-probabilities.
+Engine and trainer are one model class in one process, so those weights are 1 up to rounding; the largest difference is
+logged every step, and the run stops where it exceeds `max_gap`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+from pydantic import Field
+
+from mull.data.batch import Batch, collate
+from mull.data.sources import Draw, Problems, from_rollout, seed_of
+from mull.engine.rollout import rollouts
+from mull.model.flops import decoding_flops
+from mull.stages.stage import Context, StageConfig
+from mull.train.losses import LossConfig
+from mull.train.trainer import TrainConfig, Trainer
+from mull.types import Rollout, Sampling, UserError
+
+
+class RLConfig(StageConfig):
+    kind: Literal["rl"] = "rl"
+    init: str
+    steps: int = Field(gt=0)
+    tasks: list[Draw]
+    problems: int = Field(32, gt=0)  # groups of mixed reward per step
+    samples: int = Field(8, gt=1)  # answers per problem
+    refills: int = Field(2, ge=0)  # how often dropped groups are redrawn before a step makes do with fewer
+    max_tokens: int = Field(512, gt=0)
+    overlong: int = Field(0, ge=0)  # the last so many tokens before max_tokens cost up to `overlong_cost`
+    overlong_cost: float = Field(0.5, ge=0)
+    rows: int = Field(256, gt=0)
+    micro_tokens: int = Field(16384, gt=0)
+    max_gap: float = Field(1e-3, gt=0)  # largest |sampler - trainer| log-probability difference that is believed
+    keep: bool = True  # write the graded answers to rollouts/<name>.jsonl
+    train: TrainConfig = TrainConfig(loss=LossConfig(name="grpo"))
+
+
+def main(cfg: RLConfig, ctx: Context) -> None:
+    run, stage = ctx.run, cfg.name
+    with run.ledger.stage(stage, cfg.kind) as entry:
+        model, chat = ctx.load(cfg.init)
+        sampler, _ = ctx.load(cfg.init)
+        engine = ctx.engine(sampler, chat, cfg.rows)
+        trainer = Trainer(model, cfg.train, cfg.steps)
+        problems = Problems(cfg.tasks, seed_of(ctx.seed, stage))
+        sampling = Sampling(max_tokens=cfg.max_tokens, seed=seed_of(ctx.seed, stage, "draws"))
+        cursor = 0
+        if (found := trainer.restore(run.stage_dir(stage), run.say)) is not None:
+            cursor = found["cursor"]
+            engine.load(model.state_dict(), trainer.step)
+        run.rewind(stage, trainer.step)
+        run.rewind_rollouts(stage, trainer.step)
+
+        def batches(step: int) -> Sequence[Batch]:
+            nonlocal cursor
+            chosen: list[Rollout] = []
+            drawn: list[Rollout] = []
+            for _ in range(cfg.refills + 1):
+                wanted = cfg.problems - len(chosen) // cfg.samples
+                if wanted <= 0:
+                    break
+                batch = [problems(cursor + i) for i in range(wanted)]
+                fresh = rollouts(
+                    batch, engine, chat, samples=cfg.samples, sampling=sampling, step=step,
+                    first=cursor, model_name=stage,
+                )  # fmt: skip
+                cursor += wanted
+                drawn += fresh
+                chosen += _with_advantages(fresh, cfg)
+            tokens = sum(len(r.completion.tokens) for r in drawn)
+            flops = sum(decoding_flops(model.cfg, len(r.prompt), len(r.completion.tokens)) for r in drawn)
+            entry.add(tokens=tokens, flops=flops)
+            if cfg.keep:
+                run.append_rollouts(stage, step, drawn)
+            if not chosen:
+                raise UserError(
+                    f"Stage {stage}, step {step + 1}: all {len(drawn) // cfg.samples} groups had equal rewards "
+                    f"(mean {_mean(r.reward for r in drawn):.2f}); there is nothing to learn. Choose easier or harder tasks."
+                )
+            parts = [collate([from_rollout(r) for r in part], ctx.device) for part in _micro(chosen, cfg.micro_tokens)]
+            parts[0].extra = _figures(drawn, chosen, cfg)
+            return parts
+
+        trainer.fit(
+            run, stage, batches, entry, extra=lambda: {"cursor": cursor},
+            after=lambda step: engine.load(model.state_dict(), step),
+        )  # fmt: skip
+        ctx.save(stage, model, chat)
+
+
+def _with_advantages(drawn: Sequence[Rollout], cfg: RLConfig) -> list[Rollout]:
+    """Groups of mixed reward, each answer with its reward minus the group's mean."""
+    chosen: list[Rollout] = []
+    for begin in range(0, len(drawn), cfg.samples):
+        group = [r for r in drawn[begin : begin + cfg.samples] if r.outcome != "infrastructure"]
+        rewards = [r.reward - _overlong(len(r.completion.tokens), cfg) for r in group]
+        if len(set(rewards)) > 1:
+            mean = sum(rewards) / len(rewards)
+            chosen += [replace(r, advantage=reward - mean) for r, reward in zip(group, rewards, strict=True)]
+    return chosen
+
+
+def _overlong(tokens: int, cfg: RLConfig) -> float:
+    """Soft penalty (DAPO, arXiv 2503.14476): rises linearly over the last `overlong` tokens before the limit."""
+    if not cfg.overlong:
+        return 0.0
+    over = tokens - (cfg.max_tokens - cfg.overlong)
+    return cfg.overlong_cost * max(0, over) / cfg.overlong
+
+
+def _micro(chosen: Sequence[Rollout], tokens: int) -> list[list[Rollout]]:
+    """Micro-batches of similar lengths: longest first, at most `tokens` each."""
+    longest = sorted(chosen, key=lambda r: -len(r.prompt) - len(r.completion.tokens))
+    parts: list[list[Rollout]] = [[]]
+    used = 0
+    for r in longest:
+        size = len(r.prompt) + len(r.completion.tokens)
+        if parts[-1] and used + size > tokens:
+            parts.append([])
+            used = 0
+        parts[-1].append(r)
+        used += size
+    return parts
+
+
+def _mean(values) -> float:
+    listed = list(values)
+    return sum(listed) / len(listed) if listed else 0.0
+
+
+def _figures(drawn: Sequence[Rollout], chosen: Sequence[Rollout], cfg: RLConfig) -> dict[str, float]:
+    """What a step is judged by: all drawn answers count, not only those that teach."""
+    figures = {
+        "reward": _mean(r.reward for r in drawn),
+        "chain_length": _mean(len(r.completion.tokens) for r in drawn),
+        "truncated": _mean(r.outcome == "truncated" for r in drawn),
+        "groups": len(chosen) / cfg.samples,
+        "answers": float(len(drawn)),
+    }
+    for task in sorted({r.problem.task for r in drawn}):
+        figures[f"reward/{task}"] = _mean(r.reward for r in drawn if r.problem.task == task)
+    return figures

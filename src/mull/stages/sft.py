@@ -1,0 +1,61 @@
+"""Supervised fine-tuning: a model of text learns to think step by step, and to answer at once when told not to think.
+
+The mixture holds `direct` answers and chains of the same problems' distribution, so that a later comparison of thinking
+with not thinking is between two things that were taught equally often.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from mull.data.batch import Stream, collate
+from mull.data.sources import Draw, conversations, seed_of
+from mull.stages.stage import Context, StageConfig
+from mull.train.trainer import TrainConfig, Trainer
+
+
+class SFTConfig(StageConfig):
+    kind: Literal["sft"] = "sft"
+    init: str  # the model to go on from
+    steps: int = Field(0, ge=0)
+    as_long_as: str = ""  # instead of steps: as many seconds of training as this stage took
+    speed_of: str = ""  # with as_long_as: the stage whose seconds per step tell how many steps that is
+    batch_tokens: int = Field(4096, gt=0)
+    tasks: list[Draw]
+    direct: float = Field(0.5, ge=0, le=1)  # share of examples answered without thinking
+    train: TrainConfig = TrainConfig()
+
+    @model_validator(mode="after")
+    def _one_length(self) -> SFTConfig:
+        if bool(self.steps) == bool(self.as_long_as):
+            raise ValueError("give either steps or as_long_as")
+        if bool(self.as_long_as) != bool(self.speed_of):
+            raise ValueError("as_long_as needs speed_of, and the other way round")
+        return self
+
+
+def main(cfg: SFTConfig, ctx: Context) -> None:
+    run, stage = ctx.run, cfg.name
+    steps = cfg.steps or _matching_steps(cfg, ctx)
+    with run.ledger.stage(stage, cfg.kind) as entry:
+        model, chat = ctx.load(cfg.init)
+        trainer = Trainer(model, cfg.train, steps)
+        stream = Stream(conversations(cfg.tasks, chat, seed_of(ctx.seed, stage), cfg.direct), cfg.batch_tokens)
+        if (found := trainer.restore(run.stage_dir(stage), run.say)) is not None:
+            stream.cursor = found["cursor"]
+        run.rewind(stage, trainer.step)
+        trainer.fit(run, stage, lambda _: [collate(stream.take(), ctx.device)], entry, extra=lambda: {"cursor": stream.cursor})
+        ctx.save(stage, model, chat)
+
+
+def _matching_steps(cfg: SFTConfig, ctx: Context) -> int:
+    """How many steps fill the seconds of another stage; decided once per run, so that a continued run agrees."""
+    known = ctx.run.facts(cfg.name).get("steps")
+    if known is None:
+        seconds = {row["name"]: row["seconds"] for row in ctx.run.ledger.stages()}
+        done = max(line["step"] for line in ctx.run.metrics(cfg.speed_of))
+        known = max(1, round(seconds[cfg.as_long_as] * done / seconds[cfg.speed_of]))
+        ctx.run.note(cfg.name, steps=known)
+    return int(known)

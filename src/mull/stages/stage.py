@@ -1,0 +1,64 @@
+"""What stages share: their place in a run, and how models pass from one to the next.
+
+A stage is a function `main(cfg, ctx)` that reads models by name and leaves one under its own name. Stages do not import
+one another; the recipe chains them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import torch
+from pydantic import Field
+
+from mull.config import Config
+from mull.engine.engine import LocalEngine
+from mull.model.config import ModelConfig
+from mull.model.transformer import Transformer
+from mull.model.weights import load_model, save_model
+from mull.run import Run
+from mull.text.chat import Chat
+from mull.text.tokenizer import Tokenizer
+from mull.types import UserError
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
+
+
+class StageConfig(Config):
+    """`name` is the stage's, and of the model it makes."""
+
+    name: Name
+
+
+@dataclass
+class Context:
+    run: Run
+    seed: int
+    device: torch.device
+    model: ModelConfig
+    outside: dict[str, str] = field(default_factory=dict)  # models that no stage makes: name -> folder
+
+    def folder(self, name: str):
+        if name in self.outside:
+            return self.outside[name]
+        folder = self.run.model_dir(name)
+        if not folder.exists():
+            made = sorted(p.name for p in self.run.model_dir(name).parent.glob("*") if p.is_dir())
+            raise UserError(f"No stage has made the model {name!r}; there are {', '.join(made) or 'none'}.")
+        return folder
+
+    def load(self, name: str) -> tuple[Transformer, Chat]:
+        folder = self.folder(name)
+        model = load_model(folder, self.device)
+        return model, Chat.load(folder)
+
+    def save(self, name: str, model: Transformer, chat: Chat) -> None:
+        save_model(self.run.model_dir(name), model, chat)
+
+    def engine(self, model: Transformer, chat: Chat, rows: int = 256) -> LocalEngine:
+        return LocalEngine(model, chat, max_rows=rows)
+
+
+def new_chat(tokenizer: Tokenizer) -> Chat:
+    return Chat(tokenizer)

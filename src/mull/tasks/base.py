@@ -1,0 +1,107 @@
+"""What a task is, and how its problems are dealt to train, validation and test.
+
+A task draws problems and grades answers. Its problems come from one endless stream of candidates per seed. A candidate
+goes to train (80 %), validation (10 %) or test (10 %) by a hash of its normalised text alone, so one problem can never
+be in two splits, whatever the seed, the size or the machine. The price: a held-out problem costs about ten draws.
+
+Training draws may repeat a problem, as chance has it. A validation or test draw holds each problem once; where fewer
+exist than were asked for (sums of two one-digit numbers, say) the draw is shorter, so that an interval computed from
+it stays honest. Redrawing repeats makes the sizes of which few problems exist rarer than in training.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator
+from hashlib import blake2b
+from typing import Any, Literal, Protocol, TypeVar, get_args
+
+from mull.types import Completion, Message, Outcome, Problem, UserError
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+PATIENCE = 1000  # candidates in a row without a new problem, before we believe that there are no more
+
+T = TypeVar("T")
+
+
+class Task(Protocol):
+    """Draws problems and grades answers. `about` is one line for listings."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def about(self) -> str: ...
+
+    def problems(self, split: Split, n: int, seed: int = 0, **size: Any) -> list[Problem]:
+        """The first n problems of `split` in the stream of `seed`; `size` overrides how large they are.
+
+        A larger n only adds to the end. A held-out draw is shorter where no more problems of that size exist.
+        Raises UserError for an unknown split or size, and where the split holds no such problem at all.
+        """
+        ...
+
+    def grade(self, problem: Problem, completion: Completion) -> tuple[float, Outcome]:
+        """(reward, outcome). Never raises for anything a model may write."""
+        ...
+
+
+class Worked(Task, Protocol):
+    """A task that also shows how: taught families write the step-by-step chain themselves."""
+
+    def solution(self, problem: Problem) -> Message:
+        """The assistant's message: the chain as `reasoning`, the answer alone as `content`."""
+        ...
+
+
+def split_of(task: str, key: str) -> Split:
+    """The one split that may hold a problem; `key` is its normalised text. The same on every machine, for ever."""
+    share = int.from_bytes(blake2b(f"{task}\n{key}".encode(), digest_size=8).digest(), "big") % 100
+    return "train" if share < 80 else "validation" if share < 90 else "test"
+
+
+def deal(task: str, split: Split, n: int, candidates: Iterable[tuple[str, T]]) -> Iterator[T]:
+    """The first n of the (key, candidate) pairs that belong to `split`, held-out ones each once.
+
+    Makes no more candidates than it needs. Stops early when PATIENCE candidates in a row brought nothing new; raises
+    UserError if there was none at all.
+    """
+    if split not in SPLITS:
+        raise UserError(f'There is no split "{split}"; a split is one of {", ".join(SPLITS)}.{nearest(split, SPLITS)}')
+    if n < 0:
+        raise UserError(f"{task}: a number of problems cannot be {n}.")
+    if n == 0:
+        return
+    seen: set[str] = set()
+    dealt = idle = 0
+    for key, candidate in candidates:
+        if split_of(task, key) == split and (split == "train" or key not in seen):
+            if split != "train":
+                seen.add(key)
+            dealt, idle = dealt + 1, 0
+            yield candidate
+        else:
+            idle += 1
+        if dealt == n or idle == PATIENCE:
+            break
+    if not dealt:
+        raise UserError(f"{task}: no {split} problem turned up in {PATIENCE} draws; ask for larger problems.")
+
+
+def unfinished(completion: Completion) -> Outcome | None:
+    """The outcome of a completion that has no answer to grade because it was cut off; None if it came to its end.
+
+    One that we cancelled ourselves says nothing about the model: it is `infrastructure`, never scored.
+    """
+    outcomes: dict[str, Outcome] = {"length": "truncated", "cancelled": "infrastructure"}
+    return outcomes.get(completion.finish)
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """' Did you mean ...?' with the nearest of `names`, or nothing."""
+    close = difflib.get_close_matches(name, list(names), n=1)
+    return f" Did you mean {close[0]}?" if close else ""
+
+
+__all__ = ["PATIENCE", "SPLITS", "Split", "Task", "Worked", "deal", "nearest", "split_of", "unfinished"]

@@ -1,0 +1,186 @@
+"""The process that reasoning-gym lives in: makes problems and scores answers, a JSON request a line. puzzle.py runs it.
+
+Why a process of its own: several of its scorers hand the answer to sympy, which *evaluates* it. A model that answers
+9**9**9**9 would otherwise stop the training run that asked, beyond the reach of any thread or Python signal handler.
+Here each score has a wall-clock limit kept by the kernel (an alarm left at its default action, which ends the process),
+memory is capped, and what evaluated text prints goes nowhere. The process also has a fixed PYTHONHASHSEED, without
+which some sets make other problems in every process, and keeps two seconds of imports out of ours.
+
+What it does not protect from: this is no sandbox. Text evaluated by sympy may read and write the user's files and open
+connections. The caller passes a bare environment, no more.
+
+Entries travel as JSON and come back as they were, tuples, non-text keys and fractions included: see `pack`.
+
+Requests: {"make": set, "config": {}, "split": split, "n": n, "seed": seed}
+      or  {"score": set, "config": {}, "question": text, "entry": packed, "answer": text}
+Replies:  {"item": ...} any number of times, then {"end": true} or {"error": text}; once at the start {"end": true}.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import fields
+from fractions import Fraction
+from functools import cache
+from hashlib import blake2b
+from itertools import count
+from typing import Any, TextIO
+
+from mull.tasks import TAUGHT
+from mull.tasks.arithmetic import normalised
+from mull.tasks.base import deal, nearest
+from mull.types import UserError
+
+BLOCK = 500  # items a dataset object holds: reasoning-gym's own default; the next block has another seed
+MAKE_SECONDS = 120.0  # for one item; the slowest sets take under two
+SCORE_SECONDS = 5.0  # for one answer; the slowest honest ones take milliseconds
+MEMORY = 3 << 30  # bytes of address space; reasoning-gym itself needs 0.2 GiB
+
+
+def pack(value: Any) -> Any:
+    """As JSON that `unpack` turns back into an equal value. Raises TypeError for a type that no set uses."""
+    match value:
+        case None | bool():
+            return value
+        case str():
+            return str(value)  # numpy's str_ and str enums too
+        case int():
+            return int(value)
+        case float():
+            return float(value)
+        case list():
+            return [pack(v) for v in value]
+        case tuple():
+            return {"()": [pack(v) for v in value]}
+        case Fraction():
+            return {"/": [value.numerator, value.denominator]}
+        case dict() if all(isinstance(k, str) for k in value) and not value.keys() & {"()", "/", "{}"}:
+            return {k: pack(v) for k, v in value.items()}
+        case dict():
+            return {"{}": [[pack(k), pack(v)] for k, v in value.items()]}
+    raise TypeError(f"an entry holds a {type(value).__name__}")
+
+
+def unpack(value: Any) -> Any:
+    match value:
+        case list():
+            return [unpack(v) for v in value]
+        case {"()": items}:
+            return tuple(unpack(v) for v in items)
+        case {"/": [numerator, denominator]}:
+            return Fraction(numerator, denominator)
+        case {"{}": pairs}:
+            return {unpack(k): unpack(v) for k, v in pairs}
+        case dict():
+            return {k: unpack(v) for k, v in value.items()}
+    return value
+
+
+def dataset(name: str, config: dict[str, Any], seed: int) -> Any:
+    """BLOCK items of a set. Raises UserError for a field or a value that the set's configuration does not have."""
+    from reasoning_gym.factory import DATASETS
+
+    cls, config_cls = DATASETS[name]
+    known = sorted({field.name for field in fields(config_cls)} - {"seed", "size"})
+    for key in config.keys() - set(known):
+        raise UserError(f'gym/{name} has no size "{key}"; its sizes are {", ".join(known)}.{nearest(key, known)}')
+    return cls(config_cls(**config, seed=seed, size=BLOCK))
+
+
+@cache
+def scorer(name: str, config: str) -> Any:
+    return dataset(name, json.loads(config), 0)
+
+
+def candidates(name: str, config: dict[str, Any], seed: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(key that decides the split, entry) for ever: blocks of the set, each with a seed of its own.
+
+    The sets that are also house families use the house's key, so that `gym/gcd` never tests what `gcd` trains on.
+    """
+    for block in count():
+        state = blake2b(f"{name}/{seed}/{block}".encode(), digest_size=4).digest()
+        first = int.from_bytes(state, "big") // 2  # sets add the index to it and want less than 2^32
+        items = dataset(name, config, first)
+        for index in range(BLOCK):
+            random.seed(first + index)  # for sets that use the global generator
+            with limit(MAKE_SECONDS):
+                entry = items[index]
+            question = entry["question"]
+            yield normalised(question) if name in TAUGHT else question, entry
+
+
+@contextmanager
+def limit(seconds: float) -> Iterator[None]:
+    """Ends this process if the block takes longer than so many seconds of wall-clock time."""
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def make(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    name, config = request["make"], request["config"]
+    task = name if name in TAUGHT else f"gym/{name}"
+    for entry in deal(task, request["split"], request["n"], candidates(name, config, request["seed"])):
+        answer = entry["answer"]
+        yield {
+            "question": entry["question"],
+            "answer": answer if isinstance(answer, str) else "",
+            "entry": pack({"answer": answer, "metadata": entry["metadata"]}),
+        }
+
+
+def score(request: dict[str, Any]) -> float:
+    """reasoning-gym's own score of an answer; 0 where its scorer cannot take the answer."""
+    judge = scorer(request["score"], json.dumps(request["config"], sort_keys=True))
+    entry = {"question": request["question"], **unpack(request["entry"])}
+    with limit(SCORE_SECONDS):
+        try:
+            return float(judge.score_answer(request["answer"], entry))
+        except (Exception, SystemExit):  # whatever the evaluated text may raise
+            return 0.0
+
+
+def replies_to(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    try:
+        for item in make(request) if "make" in request else [score(request)]:
+            yield {"item": item}
+        yield {"end": True}
+    except UserError as error:
+        yield {"error": str(error)}
+    except Exception as error:  # the sets check their configuration with assert, at the start or not at all
+        yield {"error": f"gym/{request.get('make', request.get('score'))}: {str(error) or type(error).__name__}."}
+
+
+def serve(requests: TextIO, replies: TextIO) -> None:
+    for line in requests:
+        for reply in replies_to(json.loads(line)):
+            replies.write(json.dumps(reply) + "\n")
+        replies.flush()
+
+
+def main() -> None:
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # print() in evaluated text cannot write a reply
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent; the end of stdin is for us
+    with suppress(ImportError, OSError, ValueError):  # not every system has the limit
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    import reasoning_gym  # noqa: F401
+
+    replies.write('{"end": true}\n')
+    replies.flush()
+    serve(sys.stdin, replies)
+
+
+if __name__ == "__main__":
+    main()
