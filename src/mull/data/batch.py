@@ -8,7 +8,7 @@ T tokens of the stream  N predicted positions  V vocabulary
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -84,8 +84,8 @@ def collate(examples: Sequence[Example], device: torch.device | str = "cpu") -> 
 class Stream:
     """An endless, deterministic sequence of examples, cut into batches of at most `tokens` tokens.
 
-    `example(i)` must be a function of i alone. `cursor` is all the state there is: put it into a checkpoint, and the
-    stream goes on where it was.
+    `example(i)` must be a function of i alone. `cursor` is all the state there is: put `state()`
+    into a checkpoint, set `cursor` from it, and the stream goes on where it was.
     """
 
     example: Callable[[int], Example]
@@ -105,20 +105,9 @@ class Stream:
             used += len(example.tokens)
             self.cursor += 1
 
-    def __iter__(self) -> Iterator[Batch]:
-        while True:
-            yield collate(self.take(), self.device)
+    def batches(self, _step: int = 0) -> list[Batch]:
+        """The next batch, as the trainer asks for it: a list of micro-batches."""
+        return [collate(self.take(), self.device)]
 
-
-def split(examples: Sequence[Example], tokens: int) -> Iterator[list[Example]]:
-    """Cut a list into runs of at most `tokens` tokens, in order: micro-batches of one optimiser step."""
-    part: list[Example] = []
-    used = 0
-    for example in examples:
-        if part and used + len(example.tokens) > tokens:
-            yield part
-            part, used = [], 0
-        part.append(example)
-        used += len(example.tokens)
-    if part:
-        yield part
+    def state(self) -> dict[str, int]:
+        return {"cursor": self.cursor}

@@ -64,7 +64,7 @@ def main(cfg: DistillConfig, ctx: Context) -> None:
             batch = collate(stream.take(), ctx.device)
             return [scored(batch, teacher, entry)]
 
-        trainer.fit(run, stage, batches, entry, extra=lambda: {"cursor": stream.cursor})
+        trainer.fit(run, stage, batches, entry, extra=stream.state)
         if cfg.on_policy_steps:
             _on_policy(cfg, ctx, teacher, student, chat, entry)
         ctx.save(stage, student, chat)

@@ -86,7 +86,7 @@ def _sit(
     speaker, chat = engine
     samples = exam.samples or cfg.samples
     if samples > 1 and not cfg.temperature:
-        raise UserError(f"Stage {cfg.name}: {samples} samples at temperature 0 would be the same answer {samples} times.")
+        raise UserError(f"Stage {cfg.name}: {samples} samples at temperature 0 are the same answer {samples} times.")
     problems = find(exam.task).problems(cfg.split, exam.n or cfg.n, seed_of("exam", exam.task, exam.label), **exam.size)
     sampling = Sampling(max_tokens=cfg.max_tokens, temperature=cfg.temperature, seed=ctx.seed)
     began = time.perf_counter()

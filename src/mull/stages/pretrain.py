@@ -13,7 +13,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from mull.data.batch import Stream, collate
+from mull.data.batch import Stream
 from mull.data.shards import mix, read_texts, shard, write_shard
 from mull.data.sources import Draw, Problems, Source, documents, seed_of
 from mull.model.transformer import Transformer
@@ -50,7 +50,7 @@ def main(cfg: PretrainConfig, ctx: Context) -> None:
         if (found := trainer.restore(run.stage_dir(stage), run.say)) is not None:
             stream.cursor = found["cursor"]
         run.rewind(stage, trainer.step)
-        trainer.fit(run, stage, lambda _: [collate(stream.take(), ctx.device)], entry, extra=lambda: {"cursor": stream.cursor})
+        trainer.fit(run, stage, stream.batches, entry, extra=stream.state)
         ctx.save(stage, model, chat)
 
 

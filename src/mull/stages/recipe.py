@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from mull import dist
-from mull.config import Config, apply_overrides, build, read_toml
+from mull.config import Config, apply_overrides, build, nearest, read_toml
 from mull.ledger import Rates
 from mull.model.config import PRESETS, ModelConfig
 from mull.run import Run
@@ -23,7 +23,6 @@ from mull.stages.pretrain import PretrainConfig
 from mull.stages.rl import RLConfig
 from mull.stages.sft import SFTConfig
 from mull.stages.stage import Context
-from mull.tasks.base import nearest
 from mull.types import UserError
 
 STAGES: dict[str, Any] = {
@@ -73,10 +72,11 @@ def _check(recipe: Recipe) -> None:
         for need in _needs(stage):
             if need not in made:
                 raise UserError(
-                    f"Stage {stage.name!r} needs the model {need!r}, which no stage before it makes.{nearest(need, made)}"
+                    f"Stage {stage.name!r} needs the model {need!r}, which no stage before it makes."
+                    f"{nearest(need, made)}"
                 )
         if stage.name in made:
-            raise UserError(f"Two stages are named {stage.name!r}; a stage's name is its model's, so it must be unique.")
+            raise UserError(f"Two stages are named {stage.name!r}; a stage's name is its model's: make it unique.")
         made.append(stage.name)
     if recipe.result and recipe.result not in made:
         raise UserError(f"The result {recipe.result!r} is made by no stage.{nearest(recipe.result, made)}")

@@ -87,7 +87,8 @@ def main(cfg: RLConfig, ctx: Context) -> None:
             if not chosen:
                 raise UserError(
                     f"Stage {stage}, step {step + 1}: all {len(drawn) // cfg.samples} groups had equal rewards "
-                    f"(mean {_mean(r.reward for r in drawn):.2f}); there is nothing to learn. Choose easier or harder tasks."
+                    f"(mean {_mean(r.reward for r in drawn):.2f}); there is nothing to learn. "
+                    "Choose easier or harder tasks."
                 )
             parts = [collate([from_rollout(r) for r in part], ctx.device) for part in _micro(chosen, cfg.micro_tokens)]
             parts[0].extra = _figures(drawn, chosen, cfg)

@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from mull.data.batch import Stream, collate
+from mull.data.batch import Stream
 from mull.data.sources import Draw, conversations, seed_of
 from mull.stages.stage import Context, StageConfig
 from mull.train.trainer import TrainConfig, Trainer
@@ -42,11 +42,11 @@ def main(cfg: SFTConfig, ctx: Context) -> None:
     with run.ledger.stage(stage, cfg.kind) as entry:
         model, chat = ctx.load(cfg.init)
         trainer = Trainer(model, cfg.train, steps)
-        stream = Stream(conversations(cfg.tasks, chat, seed_of(ctx.seed, stage), cfg.direct), cfg.batch_tokens)
+        stream = Stream(conversations(cfg.tasks, chat, seed_of(ctx.seed, stage), cfg.direct), cfg.batch_tokens, ctx.device)
         if (found := trainer.restore(run.stage_dir(stage), run.say)) is not None:
             stream.cursor = found["cursor"]
         run.rewind(stage, trainer.step)
-        trainer.fit(run, stage, lambda _: [collate(stream.take(), ctx.device)], entry, extra=lambda: {"cursor": stream.cursor})
+        trainer.fit(run, stage, stream.batches, entry, extra=stream.state)
         ctx.save(stage, model, chat)
 
 

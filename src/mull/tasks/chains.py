@@ -88,9 +88,9 @@ def products(a: int, b: int) -> str:
 def gcd(a: int, b: int) -> str:
     """Euclid by long division: bring digits down until the divisor fits, take it off q times, digit by digit.
 
+    The first line copies the question as it stands: a smaller first number gives the quotient 0 and changes places.
     A division of several steps is announced by a line of its own; the remainder stands at the head of the next line.
     """
-    a, b = max(a, b), min(a, b)
     lines = []
     while b:
         shown, rest, steps = str(a), 0, []
@@ -99,7 +99,9 @@ def gcd(a: int, b: int) -> str:
             if rest >= b or steps:
                 rest, step = _take_off(rest, b)
                 steps.append(step)
-        if len(steps) > 1:
+        if not steps:
+            lines.append(f"{a}/{b}=0")
+        elif len(steps) > 1:
             lines.append(f"{a}/{b}")
         lines += [line for step in steps for line in step]
         a, b = b, rest
