@@ -1,17 +1,25 @@
 """Step-by-step solutions of the taught families: what the model learns to think.
 
-Every step is small enough to look up: one digit meets one digit, least significant first, and a running total is
-written after each. Steps that skip (whole partial sums) teach a small model nothing; these do. Lines end in a total
-whose last digit is a digit of the result and whose front is the carry into the next line.
+Two rules, found by experiment (dev/LOG.md). Every step is small enough to look up: one digit meets one digit, least
+significant first, and the carry stands in the total just written; steps that skip (whole partial sums) teach a small
+model nothing. And everything a step reads stands near: what is left of the problem is written out anew before each
+round, in the question's own spelling, so that no step has to find the third digit of the fourth number far above.
 
-    123 + 45 - 678           123 * 45                  gcd of 84 and 36
-    3+5=8-8=0:0              3*5=15                    84/36=2
-    0+2+4=6-7=-1:9           2*5=10+1=11               4-12=-8:2 ...
+    514 - 544 + 386            123 * 45               112 and 987
+    514 - 544 + 386            3*5=15                 112/987=0
+    4-4=0                      2*5=10+1=11            987/112=8
+    1-4=-3:7                   1*5=5+1=6              8*2=16 7-16=-9:1
+    ...                        0                      ...
+
+A total below zero is followed by its digit, the total mod 10; the carry is the total div 10, rounded down.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from random import Random
+
+SLIPS = 0.15  # share of divisions whose quotient is first guessed one off, in chains written with a generator
 
 
 def digits(number: int) -> list[int]:
@@ -20,41 +28,51 @@ def digits(number: int) -> list[int]:
     return [int(c) for c in reversed(str(number))]
 
 
-def chain_sum(numbers: Sequence[int], signs: Sequence[int]) -> str:
-    """Term by term: each is copied out, then met digit by digit with the result so far.
+def _padded(number: int, columns: int) -> list[int]:
+    places = digits(number)
+    return places + [0] * (columns - len(places))
 
-    A total t leaves the digit t mod 10 and the carry t div 10, rounded down, so that a result below zero is a carry
-    below zero at the top: digits - 10^columns. It stays so until the end, where one line turns it round.
+
+def _written(places: Sequence[int]) -> str:
+    """Most significant first, as people write."""
+    return "".join(map(str, reversed(places)))
+
+
+def _with_digit(line: str, total: int) -> str:
+    """A total's last digit is plain to see unless it is negative; then it is written out."""
+    return line if total >= 0 else f"{line}:{total % 10}"
+
+
+def chain_sum(numbers: Sequence[int], signs: Sequence[int]) -> str:
+    """Term by term. The result so far is `carry|digits`, worth carry * 10^columns + digits: it may be below zero
+    without any digit being so. A result below zero is turned round at the end, digit by digit.
+
+    `signs` holds +1 or -1 per number, the first always +1.
     """
     assert len(numbers) == len(signs)
     assert signs[0] == 1
     columns = max(len(digits(n)) for n in numbers)
-    above, top = _padded(numbers[0], columns), 0
-    lines = []
-    for number, sign in zip(numbers[1:], signs[1:], strict=True):
-        mark = "+" if sign > 0 else "-"
-        lines.append(f"{mark}{number}")
-        carry = 0
-        for i, digit in enumerate(_padded(number, columns)):
-            total = above[i] + sign * digit
-            line = f"{above[i]}{mark}{digit}={total}"
+    so_far, top = _padded(numbers[0], columns), 0
+    left = [f" {'+' if sign > 0 else '-'} {n}" for n, sign in zip(numbers[1:], signs[1:], strict=True)]
+    lines = [str(numbers[0]) + "".join(left)]
+    for i, (number, sign) in enumerate(zip(numbers[1:], signs[1:], strict=True), 1):
+        mark, carry = "+" if sign > 0 else "-", 0
+        for column, digit in enumerate(_padded(number, columns)):
+            total = so_far[column] + sign * digit
+            line = f"{so_far[column]}{mark}{digit}={total}"
             if carry:
                 total += carry
                 line += f"{carry:+}={total}"
             lines.append(_with_digit(line, total))
-            carry, above[i] = divmod(total, 10)
+            carry, so_far[column] = divmod(total, 10)
         top += carry
-        lines.append(str(top))
-    value = sum(d * 10**i for i, d in enumerate(above)) + top * 10**columns
+        lines.append(f"{top}|{_written(so_far)}" + "".join(left[i:]))
+    value = top * 10**columns + int(_written(so_far))
     if value < 0:
-        lines.append("neg " + "".join(map(str, _padded(-value, columns))))
+        turned = _padded(-value, columns)
+        lines.append(" ".join(f"{old}:{new}" for old, new in zip(so_far, turned, strict=False)))
     lines.append(str(value))
     return "\n".join(lines)
-
-
-def _padded(number: int, columns: int) -> list[int]:
-    places = digits(number)
-    return places + [0] * (columns - len(places))
 
 
 def products(a: int, b: int) -> str:
@@ -81,24 +99,28 @@ def products(a: int, b: int) -> str:
         above = totals[1:]
     value = a * b
     lines.append(str(value))
-    assert value == int("".join(map(str, reversed(finished + above))))
+    assert value == int(_written(finished + above))
     return "\n".join(lines)
 
 
-def gcd(a: int, b: int) -> str:
+def gcd(a: int, b: int, slips: Random | None = None) -> str:
     """Euclid by long division: bring digits down until the divisor fits, take it off q times, digit by digit.
 
     The first line copies the question as it stands: a smaller first number gives the quotient 0 and changes places.
     A division of several steps is announced by a line of its own; the remainder stands at the head of the next line.
+
+    With `slips`, a quotient is now and then one off at first, and put right: taken off once more where it was too
+    small, or marked with `x` and tried again where the top digit went below zero. So a chain shows what to do after
+    a wrong guess, which a model makes often and a textbook never.
     """
     lines = []
     while b:
-        shown, rest, steps = str(a), 0, []
-        for digit in shown:
+        rest, steps = 0, []
+        for digit in str(a):
             rest = rest * 10 + int(digit)
             if rest >= b or steps:
-                rest, step = _take_off(rest, b)
-                steps.append(step)
+                steps.append(_divide(rest, b, slips))
+                rest %= b
         if not steps:
             lines.append(f"{a}/{b}=0")
         elif len(steps) > 1:
@@ -109,14 +131,26 @@ def gcd(a: int, b: int) -> str:
     return "\n".join(lines)
 
 
-def _take_off(rest: int, b: int) -> tuple[int, list[str]]:
-    """rest - q b for the largest q; b's columns only, as the remainder is smaller than b. One digit is a table's work."""
-    q, remainder = divmod(rest, b)
-    lines, carry = [f"{rest}/{b}={q}"], 0
+def _divide(rest: int, b: int, slips: Random | None) -> list[str]:
+    """The lines of one quotient digit, wrong guesses included. One-digit divisors are a table's work."""
+    q = rest // b
     if b < 10 or not q:
-        return remainder, lines
-    above = digits(rest)
-    for x, y in zip(above, digits(b), strict=False):
+        return [f"{rest}/{b}={q}"]
+    if slips is not None and slips.random() < SLIPS:
+        if q > 1 and slips.random() < 0.5:
+            first = _take_off(rest, b, q - 1)
+            return first + _take_off(rest - (q - 1) * b, b, 1)
+        if q < 9:
+            return [*_take_off(rest, b, q + 1), "x", *_take_off(rest, b, q)]
+    return _take_off(rest, b, q)
+
+
+def _take_off(rest: int, b: int, q: int) -> list[str]:
+    """rest - q b, column by column; columns above b's only where they hold something after all."""
+    lines, carry = [f"{rest}/{b}={q}"], 0
+    below = digits(b)
+    columns = len(below) if rest - q * b < 10 ** len(below) else len(str(rest))
+    for x, y in zip(_padded(rest, columns), _padded(b, columns), strict=False):
         total = x - q * y
         line = f"{q}*{y}={q * y} {x}-{q * y}={total}" if q > 1 else f"{x}-{y}={total}"
         if carry:
@@ -124,9 +158,4 @@ def _take_off(rest: int, b: int) -> tuple[int, list[str]]:
             line += f"{carry}={total}"
         carry = total // 10
         lines.append(_with_digit(line, total))
-    return remainder, lines
-
-
-def _with_digit(line: str, total: int) -> str:
-    """A total's last digit is plain to see unless it is negative; then it is written out."""
-    return line if total >= 0 else f"{line}:{total % 10}"
+    return lines

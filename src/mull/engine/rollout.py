@@ -1,0 +1,52 @@
+"""Problems in, graded rollouts out: the stretch of road that evaluation, RL and distillation share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from mull.tasks import find
+from mull.text.chat import Chat
+from mull.types import Completion, Engine, Outcome, Problem, Request, Rollout, Sampling
+
+
+def rollouts(
+    problems: Sequence[Problem],
+    engine: Engine,
+    chat: Chat,
+    *,
+    samples: int = 1,
+    sampling: Sampling,
+    thinking: bool = True,
+    step: int = 0,
+    first: int = 0,
+    model_name: str = "",
+) -> list[Rollout]:
+    """`samples` graded answers to each problem, a problem's answers side by side.
+
+    The draw of an answer is keyed by (step, first + place of its problem, sample): the same whatever else is asked.
+    """
+    sampling = replace(sampling, thinking=thinking)
+    prompts = [tuple(chat.encode(p.messages, thinking=thinking)) for p in problems]
+    requests = [
+        Request(prompt, sampling, (step, first + i, k), problems[i].messages)
+        for i, prompt in enumerate(prompts)
+        for k in range(samples)
+    ]
+    answers = engine.generate(requests)
+    graded = []
+    for at, completion in enumerate(answers):
+        i, k = divmod(at, samples)
+        reward, outcome = grade(problems[i], completion)
+        graded.append(
+            Rollout(problems[i], completion, reward, outcome, 0.0, k, model_name, thinking, prompts[i])
+        )  # fmt: skip
+    return graded
+
+
+def grade(problem: Problem, completion: Completion) -> tuple[float, Outcome]:
+    """The task's verdict; a grader that breaks is infrastructure, never the model's fault."""
+    try:
+        return find(problem.task).grade(problem, completion)
+    except Exception:  # whatever a grader may raise, an evaluation of hours goes on
+        return 0.0, "infrastructure"
