@@ -42,7 +42,7 @@ class ModelConfig(Config):
     dense_layers: int = Field(0, ge=0)
     experts: int = Field(0, ge=0)
     active_experts: int = Field(2, gt=0)
-    shared_experts: int = Field(0, ge=0)
+    shared_experts: int = Field(1, ge=0)
     expert_ffn: int = Field(64, gt=0)
     groups: int = Field(1, gt=0)
     active_groups: int = Field(1, gt=0)
@@ -51,7 +51,6 @@ class ModelConfig(Config):
     # the rest
     mtp_layers: int = Field(0, ge=0)
     rope_theta: float = Field(10000.0, gt=0)
-    rope_interleaved: bool = True
     yarn: Yarn | None = None
     eps: float = 1e-6
     tied: bool = False
@@ -75,11 +74,18 @@ class ModelConfig(Config):
                 raise ValueError("a group is ranked by its two best experts, so it needs at least two")
             if self.active_experts > self.experts // self.groups * self.active_groups:
                 raise ValueError("the active groups hold fewer experts than active_experts")
+            if not self.shared_experts:
+                raise ValueError("a mixture needs shared_experts of at least 1; the published layouts have no other form")
         return self
 
     @property
     def latent(self) -> bool:
         return self.kv_rank > 0
+
+    @property
+    def rope_interleaved(self) -> bool:
+        """Rotary pairs are neighbours in DeepSeek's latent attention, half a head apart in Llama's and Qwen's."""
+        return self.latent
 
     @property
     def qk_dim(self) -> int:
