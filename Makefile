@@ -1,0 +1,62 @@
+# Everything a developer or a newcomer runs. Needs make and Python 3.11 or newer; the rest is installed into .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format bench gpu wheel clean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+
+demo: $(VENV)/.installed ## from nothing to a judged reasoning model, in runs/demo (ARGS="key=value ..." changes the recipe)
+	@$(BIN)/mull demo $(ARGS)
+
+test: $(VENV)/.installed-dev ## the tests, offline (ARGS goes to pytest)
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.installed-dev ## lint, types, import layers
+	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports
+
+format: $(VENV)/.installed-dev ## sort imports and mend what ruff can mend by itself
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.installed-dev ## speed of training and decoding on this machine
+	$(BIN)/python benchmarks/training.py $(ARGS)
+	$(BIN)/python benchmarks/decoding.py $(ARGS)
+
+gpu: $(VENV)/.installed-dev ## the tests that need a GPU, then the benchmarks on it
+	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
+		$(BIN)/python -m pytest -m gpu $(ARGS) && \
+		$(BIN)/python benchmarks/training.py && \
+		$(BIN)/python benchmarks/decoding.py; \
+	else \
+		echo "No GPU that torch can use here; nothing was run."; \
+	fi
+
+wheel: $(VENV)/.installed-dev ## build dist/mull-*.whl
+	$(BIN)/python -m pip --disable-pip-version-check wheel --no-deps -w dist .
+
+clean: ## remove the environment and what tools left behind; runs/ stays
+	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find src tests -name __pycache__ -prune -exec rm -rf {} +
+
+# The stamps are newer than what they were made from, so nothing is installed twice.
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "mull needs Python 3.11 or newer; name one with make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/.made
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/.made
+	$(PIP) -e '.[check]'
+	@touch $@ $(VENV)/.installed
