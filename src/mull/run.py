@@ -31,10 +31,11 @@ from rich.live import Live
 from rich.text import Text
 
 from mull.config import fingerprint
-from mull.ledger import Ledger, Rates, money
+from mull.ledger import Ledger, Rates, money, peak_rss_bytes
 from mull.types import Rollout, UserError
 
 PLAIN_EVERY = 5.0  # seconds between lines where there is no terminal
+MACHINE = "(machine)"  # in state.json, beside the stages; no stage can be named so
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -111,6 +112,11 @@ class Run:
 
     def facts(self, stage: str) -> dict[str, Any]:
         return dict(self._state.get(stage, {}))
+
+    def note_peak(self) -> None:
+        """Keep the largest memory any session of this run has needed, and how its energy is told."""
+        peak = max(peak_rss_bytes(), self.facts(MACHINE).get("peak_rss_bytes", 0))
+        self.note(MACHINE, peak_rss_bytes=peak, energy_source=self.ledger.energy_source)
 
     def set_result(self, model: str) -> None:
         write_atomic(self.path / "models" / "result.json", json.dumps({"model": model}))
@@ -311,4 +317,4 @@ def _mend(path: Path) -> None:
         os.truncate(path, raw.rfind(b"\n") + 1)
 
 
-__all__ = ["Progress", "Run", "write_atomic"]
+__all__ = ["MACHINE", "Progress", "Run", "write_atomic"]

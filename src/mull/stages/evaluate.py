@@ -10,7 +10,7 @@ import json
 import time
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mull.data.sources import Draw, seed_of
 from mull.engine.engine import LocalEngine
@@ -21,7 +21,7 @@ from mull.report.summary import evaluate_row
 from mull.stages.stage import Context, StageConfig
 from mull.tasks import find
 from mull.text.chat import Chat
-from mull.types import Sampling, UserError, read_rollouts, write_rollouts
+from mull.types import Sampling, UserError, write_rollouts
 
 
 class Exam(Draw):
@@ -44,6 +44,17 @@ class EvaluateConfig(StageConfig):
     temperature: float = Field(0.0, ge=0)
     max_tokens: int = Field(512, gt=0)
     rows: int = Field(512, gt=0)
+
+    @model_validator(mode="after")
+    def _sensible(self) -> EvaluateConfig:
+        samples = max(exam.samples or self.samples for exam in self.exams)
+        if samples > 1 and not self.temperature:
+            raise ValueError(f"{samples} samples at temperature 0 are the same answer {samples} times")
+        for exam in self.exams:
+            for name in exam.models:
+                if name not in self.models:
+                    raise ValueError(f"an exam is for {name!r}, which is not among models {self.models}")
+        return self
 
 
 def main(cfg: EvaluateConfig, ctx: Context) -> None:
@@ -85,8 +96,6 @@ def _sit(
 ) -> dict:  # fmt: skip
     speaker, chat = engine
     samples = exam.samples or cfg.samples
-    if samples > 1 and not cfg.temperature:
-        raise UserError(f"Stage {cfg.name}: {samples} samples at temperature 0 are the same answer {samples} times.")
     problems = find(exam.task).problems(cfg.split, exam.n or cfg.n, seed_of("exam", exam.task, exam.label), **exam.size)
     sampling = Sampling(max_tokens=cfg.max_tokens, temperature=cfg.temperature, seed=ctx.seed)
     began = time.perf_counter()
@@ -100,19 +109,11 @@ def _sit(
     entry.add(tokens=tokens, flops=flops)
     path = _path(cfg, ctx, model, exam, thinking)
     bill = ctx.run.ledger.price(seconds, tokens, flops)
-    facts = {"label": exam.label, "split": cfg.split, "seconds": seconds, "usd": bill.usd, "file": path.name}
+    facts = {
+        "label": exam.label, "split": cfg.split, "seconds": seconds, "usd": bill.usd, "file": path.name,
+        "stage": cfg.name, "size": exam.size, "temperature": cfg.temperature, "max_tokens": cfg.max_tokens,
+    }  # fmt: skip
     path.with_suffix(".json").parent.mkdir(parents=True, exist_ok=True)
     path.with_suffix(".json").write_text(json.dumps(facts), encoding="utf-8")
     write_rollouts(path, answers)  # last: its presence says that the set is whole
-    return evaluate_row(answers, **facts) | {"tokens": tokens}
-
-
-def rows(run) -> list[dict]:
-    """The evals of report.json, derived from the rollouts on disk and the seconds they took."""
-    found = []
-    for facts in sorted(run.rollouts_path("x").parent.glob("*.json")):
-        noted = json.loads(facts.read_text(encoding="utf-8"))
-        path = facts.with_suffix(".jsonl")
-        if path.exists():
-            found.append(evaluate_row(read_rollouts(path), **noted))
-    return found
+    return evaluate_row(answers, **facts)

@@ -5,6 +5,8 @@ Everything that can be wrong with a recipe is said before its first stage starts
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +15,8 @@ from pydantic import Field
 
 from mull import dist
 from mull.config import Config, apply_overrides, build, nearest, read_toml
+from mull.data.shards import read_texts
+from mull.data.sources import Draw
 from mull.ledger import Rates
 from mull.model.config import PRESETS, ModelConfig
 from mull.run import Run
@@ -23,6 +27,8 @@ from mull.stages.pretrain import PretrainConfig
 from mull.stages.rl import RLConfig
 from mull.stages.sft import SFTConfig
 from mull.stages.stage import Context
+from mull.tasks import TAUGHT, Split, find
+from mull.text.tokenizer import SMALLEST
 from mull.types import UserError
 
 STAGES: dict[str, Any] = {
@@ -45,6 +51,7 @@ class Recipe(Config):
     result: str = ""  # the model that `mull chat RUN` talks to; the last one made, if empty
     rates: Rates = Rates()
     model: ModelConfig = PRESETS["tiny-moe"]
+    outside: dict[str, str] = {}  # models that no stage makes: name -> model directory
     stage: list[AnyStage] = Field(min_length=1)
 
 
@@ -61,13 +68,28 @@ def load(name: str, overrides: list[str]) -> Recipe:
     if not path.exists() and path.suffix != ".toml":
         raise UserError(f"There is no recipe {name!r}.{nearest(name, known)} Bundled: {', '.join(sorted(known))}.")
     recipe = build(Recipe, apply_overrides(read_toml(path), overrides), path.name)
-    _check(recipe)
+    check(recipe)
     return recipe
 
 
-def _check(recipe: Recipe) -> None:
+def check(recipe: Recipe) -> None:
+    """Everything a stage would stumble over later. Raises UserError."""
+    dist.device(recipe.device)
+    for name, folder in recipe.outside.items():
+        if not (Path(folder) / "config.json").exists():
+            raise UserError(f"outside.{name}: {folder} is no model directory.")
+    _check_models(recipe)
+    for stage in recipe.stage:
+        try:
+            _check_lessons(stage, recipe)
+        except UserError as error:
+            raise UserError(f"Stage {stage.name!r}: {error}") from None
+
+
+def _check_models(recipe: Recipe) -> None:
     """Names are unique, and every stage finds the models it needs among those made before it."""
-    made: list[str] = []
+    made = list(recipe.outside)
+    taken = set(made)
     for stage in recipe.stage:
         for need in _needs(stage):
             if need not in made:
@@ -75,9 +97,11 @@ def _check(recipe: Recipe) -> None:
                     f"Stage {stage.name!r} needs the model {need!r}, which no stage before it makes."
                     f"{nearest(need, made)}"
                 )
-        if stage.name in made:
-            raise UserError(f"Two stages are named {stage.name!r}; a stage's name is its model's: make it unique.")
-        made.append(stage.name)
+        if stage.name in taken:
+            raise UserError(f"Two models are named {stage.name!r}; a stage's name is its model's: make it unique.")
+        taken.add(stage.name)
+        if stage.kind != "evaluate":
+            made.append(stage.name)
     if recipe.result and recipe.result not in made:
         raise UserError(f"The result {recipe.result!r} is made by no stage.{nearest(recipe.result, made)}")
 
@@ -95,15 +119,75 @@ def _needs(stage: AnyStage) -> list[str]:
     return []
 
 
+def _check_lessons(stage: AnyStage, recipe: Recipe) -> None:
+    """Its tasks exist in the sizes asked for, its files are there, and it has something to learn from at all."""
+    match stage:
+        case PretrainConfig():
+            if not stage.tasks and not stage.files:
+                raise UserError("there is nothing to learn from; give tasks, files or both.")
+            if recipe.model.vocab < SMALLEST:
+                raise UserError(f"model.vocab = {recipe.model.vocab} is too small; bytes and specials are {SMALLEST}.")
+            for pattern in stage.files:
+                next(iter(read_texts([pattern])), None)
+            _check_draws(stage.tasks, "train", taught=True)
+        case SFTConfig():
+            _check_draws(stage.tasks, "train", taught=True, needed="to learn from")
+        case RLConfig():
+            _check_draws(stage.tasks, "train", needed="to practise on")
+        case DistillConfig():
+            if not stage.reuse and not stage.fresh:
+                raise UserError("there is nothing to learn from; give reuse, fresh or both.")
+            _check_draws(stage.tasks, "train", needed="for fresh answers" if _draws_afresh(stage) else "")
+        case EvaluateConfig():
+            _check_draws(stage.exams, stage.split)
+
+
+def _draws_afresh(stage: DistillConfig) -> bool:
+    return bool(stage.fresh or stage.on_policy_steps)
+
+
+def _check_draws(draws: Sequence[Draw], split: Split, taught: bool = False, needed: str = "") -> None:
+    if needed and not draws:
+        raise UserError(f"it needs tasks {needed}.")
+    for draw in draws:
+        task = find(draw.task)
+        if draw.task in TAUGHT:  # others take seconds to start, and say it themselves
+            task.problems(split, 1, **draw.size)
+        elif taught:
+            raise UserError(f"{draw.task} has no written solutions to learn from; taught are {', '.join(TAUGHT)}.")
+
+
+def identity(recipe: Recipe) -> dict[str, Any]:
+    """What a run directory is known by: the recipe, and the content of the models that come from elsewhere."""
+    plain = recipe.model_dump(mode="json")
+    if recipe.outside:
+        plain["weights"] = {name: _digest(Path(folder)) for name, folder in recipe.outside.items()}
+    return plain
+
+
+def _digest(folder: Path) -> str:
+    """Of everything in a model directory: another model in the same place is another run."""
+    sums = hashlib.sha256()
+    for path in sorted(p for p in folder.iterdir() if p.is_file()):
+        with path.open("rb") as file:
+            sums.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    return sums.hexdigest()[:16]
+
+
+def finished(recipe: Recipe, run: Run) -> bool:
+    return all(run.done(stage.name) for stage in recipe.stage)
+
+
 def main(recipe: Recipe, run: Run) -> None:
     """Run what is not done yet. The result's name is written as soon as that model exists."""
     device = dist.device(recipe.device)
-    ctx = Context(run, recipe.seed, device, recipe.model)
+    ctx = Context(run, recipe.seed, device, recipe.model, recipe.outside)
     models = [s.name for s in recipe.stage if s.kind != "evaluate"]
     result = recipe.result or (models[-1] if models else "")
     for stage in recipe.stage:
         if not run.done(stage.name):
             STAGES[stage.kind](stage, ctx)
             run.finish(stage.name, kind=stage.kind)
+            run.note_peak()
         if stage.name == result:
             run.set_result(result)

@@ -1,0 +1,298 @@
+"""What a run's files say, as plain data: the content of report.json, and all that report.html shows.
+
+Nothing here is remembered from the run itself. Grades come from rollouts/*.jsonl, what a set of answers cost from the
+.json beside it, the bill from ledger.jsonl, sizes from models/*/config.json; so a report can be made again, anywhere,
+from a copy of the directory. A set of rollouts without a .json beside it is training material, not an exam. Missing
+files leave their part of the report empty.
+
+The price: exams are read whole each time, about a second per ten thousand answers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mull.config import build
+from mull.ledger import Rates
+from mull.model.families import read_config
+from mull.model.flops import parameters
+from mull.report import stats
+from mull.run import MACHINE, Run
+from mull.types import OUTCOMES, Rollout, UserError, read_rollouts
+
+SHOWN = 6  # rollouts of an exam kept whole, to show: so many right and so many not
+ALL_TASKS = "all tasks"
+
+Row = dict[str, Any]
+Key = tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the figures need of a rollout."""
+
+    outcome: str
+    vote: str | None  # what it says, for the majority; None if it said nothing that could be read
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Exam:
+    row: Row
+    problems: dict[Key, list[Answer]]
+    shown: tuple[Rollout, ...]
+
+
+def evaluate_row(rollouts: Sequence[Rollout], *, label: str, split: str, seconds: float, usd: float, file: str,
+                 **facts: Any) -> Row:  # fmt: skip
+    """The figures of one set of answers: one model, one task, thinking or not. `facts` are passed on."""
+    return _row(rollouts, dict(label=label, split=split, seconds=seconds, usd=usd, file=file, **facts))
+
+
+def _row(rollouts: Sequence[Rollout], facts: Mapping[str, Any]) -> Row:
+    first = rollouts[0] if rollouts else None
+    who = {
+        "model": first.model if first else "", "task": first.problem.task if first else "",
+        "thinking": first.thinking if first else True,
+    }  # fmt: skip
+    return who | dict(facts) | figures(_by_problem(rollouts, facts), facts["seconds"], facts["usd"])
+
+
+def _by_problem(rollouts: Iterable[Rollout], facts: Mapping[str, Any]) -> dict[Key, list[Answer]]:
+    size = json.dumps(facts.get("size", {}), sort_keys=True)
+    problems: dict[Key, list[Answer]] = {}
+    for r in rollouts:
+        key = (r.problem.task, size, r.problem.id)
+        problems.setdefault(key, []).append(Answer(r.outcome, _vote(r), len(r.completion.tokens)))
+    return problems
+
+
+def _vote(rollout: Rollout) -> str | None:
+    """Answers vote together when they read the same, case and spacing aside."""
+    if rollout.outcome in ("truncated", "unparsed", "infrastructure"):
+        return None
+    return " ".join(rollout.completion.text.casefold().split())
+
+
+def figures(problems: Mapping[Key, Sequence[Answer]], seconds: float, usd: float) -> Row:
+    """Everything that is said about a set of answers. Infrastructure failures are counted and left out of the rest."""
+    counts = Counter(answer.outcome for answers in problems.values() for answer in answers)
+    scored = {k: [a for a in answers if a.outcome != stats.NOT_SCORED] for k, answers in problems.items()}
+    scored = {k: answers for k, answers in scored.items() if answers}
+    total = sum(len(answers) for answers in scored.values())
+    tokens = sum(a.tokens for answers in problems.values() for a in answers)
+    share = stats.clustered([[a.outcome == "solved" for a in answers] for answers in scored.values()])
+    per_solved, range_ = stats.cost_per_solved(usd, total, share)
+    row: Row = {
+        "n": len(scored),
+        "samples": max((len(answers) for answers in problems.values()), default=0),
+        "answers": total,
+        "solved": counts["solved"],
+        "accuracy": share.value if share else None,
+        "ci95": [share.low, share.high] if share else None,
+        "pass1": share.value if share else None,
+        "bounds": stats.bounds(counts),
+        "outcomes": {name: counts[name] for name in OUTCOMES if counts[name]},
+        "tokens": tokens,
+        "tokens_per_answer": tokens / counts.total() if counts else None,
+        "usd_per_solved": per_solved,
+        "usd_per_solved_ci95": list(range_),
+        "seconds": seconds,
+        "usd": usd,
+    }
+    if row["samples"] > 1 and scored:
+        row |= _repeated(list(scored.values()))
+    return row
+
+
+def _repeated(problems: Sequence[Sequence[Answer]]) -> Row:
+    """pass@k and maj@k, k the smallest number of answers that every problem has."""
+    k = min(len(answers) for answers in problems)
+    right = [[a.outcome == "solved" for a in answers] for answers in problems]
+    votes = [[a.vote for a in answers] for answers in problems]
+    n = len(problems)
+    return {
+        "k": k,
+        "pass_k": sum(stats.pass_at_k(len(r), sum(r), k) for r in right) / n,
+        "maj_k": sum(stats.majority(v, r) for v, r in zip(votes, right, strict=True)) / n,
+    }
+
+
+def read_exams(folder: Path) -> list[Exam]:
+    """Every exam of the run in `folder`. Raises UserError for a file that cannot be understood."""
+    exams = []
+    for noted in sorted((folder / "rollouts").glob("*.json")):
+        answers = noted.with_suffix(".jsonl")
+        if not answers.exists():
+            continue  # the exam was interrupted before its end
+        facts = _facts(noted)
+        rollouts = read_rollouts(answers)
+        exams.append(Exam(_row(rollouts, facts), _by_problem(rollouts, facts), _to_show(rollouts)))
+    return exams
+
+
+def _facts(path: Path) -> Row:
+    needed = {"label", "split", "seconds", "usd", "file"}
+    facts = _json(path)
+    if missing := needed - facts.keys():
+        raise UserError(f"{path} does not say {', '.join(sorted(missing))}; restore it, or delete it to leave it out.")
+    return facts
+
+
+def _to_show(rollouts: Sequence[Rollout]) -> tuple[Rollout, ...]:
+    """The first few right and the first few not right: no choosing."""
+    right = [r for r in rollouts if r.outcome == "solved"][:SHOWN]
+    other = [r for r in rollouts if r.outcome not in ("solved", stats.NOT_SCORED)][:SHOWN]
+    return (*right, *other)
+
+
+def rows(folder: Path) -> list[Row]:
+    """The `evals` of report.json, derived from the rollouts on disk and what was noted of their cost."""
+    return [exam.row for exam in read_exams(folder)]
+
+
+def overall(exams: Sequence[Exam]) -> list[Row]:
+    """All tasks of one exam stage, model, label and mode as one row: every problem weighs the same."""
+    groups: dict[Key, list[Exam]] = {}
+    for exam in exams:
+        row = exam.row
+        key = (row.get("stage", ""), row["model"], row["label"], row["split"], row["thinking"])
+        groups.setdefault(key, []).append(exam)
+    found = []
+    for (stage, model, label, split, thinking), members in groups.items():
+        problems = {k: answers for exam in members for k, answers in exam.problems.items()}
+        seconds, usd = (sum(exam.row[name] for exam in members) for name in ("seconds", "usd"))
+        who = {
+            "model": model, "task": ALL_TASKS, "thinking": thinking, "label": label, "split": split, "stage": stage,
+            "tasks": sorted({exam.row["task"] for exam in members}), "files": [exam.row["file"] for exam in members],
+        }  # fmt: skip
+        found.append(who | figures(problems, seconds, usd))
+    return found
+
+
+def summarise(folder: Path, exams: Sequence[Exam] | None = None) -> Row:
+    """The content of report.json. Raises UserError where `folder` holds no run."""
+    if not (folder / "config.json").exists() and not (folder / "rollouts").is_dir():
+        raise UserError(f"{folder} holds no run: there is neither config.json nor rollouts/ in it.")
+    exams = read_exams(folder) if exams is None else exams
+    config = _json(folder / "config.json").get("config", {}) if (folder / "config.json").exists() else {}
+    rates = build(Rates, config.get("rates") or {}, "config.json")
+    run = Run(folder, rates, quiet=True)
+    machine = run.facts(MACHINE)
+    stages: list[Row] = [stage | {"done": run.done(stage["name"])} for stage in run.ledger.stages()]
+    models = read_models(folder, [stage["name"] for stage in stages])
+    result = _result(folder, models)
+    return {
+        "name": config.get("name") or folder.resolve().name,
+        "about": config.get("about", ""),
+        "stages": stages,
+        "evals": [exam.row for exam in exams],
+        "overall": overall(exams),
+        "total": asdict(run.ledger.total())
+        | {
+            "peak_rss_bytes": machine.get("peak_rss_bytes"),
+            "energy_source": machine.get("energy_source") or run.ledger.energy_source,
+            "usd_per_hour": rates.usd_per_hour,
+        },
+        "model": next((model for model in models if model["name"] == result), None),
+        "models": models,
+        "comparisons": comparisons(exams, planned(config)),
+    }
+
+
+def read_models(folder: Path, order: Sequence[str]) -> list[Row]:
+    """Name and size of every finished model, in the order the stages made them."""
+    found = []
+    for config in (folder / "models").glob("*/config.json"):
+        cfg = read_config(config.parent)
+        count = parameters(cfg)
+        found.append({
+            "name": config.parent.name, "total_params": count.total, "active_params": count.active,
+            "mtp_params": count.mtp, "layers": cfg.layers, "width": cfg.width, "experts": cfg.experts,
+            "active_experts": cfg.active_experts if cfg.experts else 0, "shared_experts": cfg.shared_experts,
+            "vocab": cfg.vocab, "latent_attention": cfg.latent,
+        })  # fmt: skip
+    place = {name: i for i, name in enumerate(order)}
+    return sorted(found, key=lambda model: (place.get(model["name"], len(place)), model["name"]))
+
+
+def _result(folder: Path, models: Sequence[Row]) -> str:
+    named = folder / "models" / "result.json"
+    if named.exists():
+        return str(_json(named).get("model", ""))
+    return models[-1]["name"] if models else ""
+
+
+def planned(config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Which models a recipe was made to compare: RL with plain training of the same length and with its own start; a
+    student with its teacher."""
+    stages = [stage for stage in config.get("stage", []) if isinstance(stage, Mapping)]
+    pairs = []
+    for stage in stages:
+        name, kind = stage.get("name", ""), stage.get("kind")
+        if kind == "rl":
+            pairs += [(name, other["name"]) for other in stages if other.get("as_long_as") == name]
+            pairs.append((name, stage.get("init", "")))
+        elif kind == "distill":
+            pairs.append((name, stage.get("teacher", "")))
+    return pairs
+
+
+def comparisons(exams: Sequence[Exam], pairs: Sequence[tuple[str, str]]) -> list[Row]:
+    """Paired differences: thinking against not, then the planned pairs of models (or all, if nothing was planned)."""
+    shares: dict[Key, dict[str, dict[Key, float]]] = {}  # (label, model, thinking) -> task -> problem -> share
+    for exam in exams:
+        row = exam.row
+        by_task = shares.setdefault((row["label"], row["model"], row["thinking"]), {})
+        solved = {
+            (row["split"], *key): sum(a.outcome == "solved" for a in scored) / len(scored)
+            for key, answers in exam.problems.items()
+            if (scored := [a for a in answers if a.outcome != stats.NOT_SCORED])
+        }
+        for name in (ALL_TASKS, row["task"]):
+            by_task.setdefault(name, {}).update(solved)
+    models = list(dict.fromkeys(model for _, model, _ in shares))
+    labels = list(dict.fromkeys(label for label, _, _ in shares))
+    pairs = pairs or [(b, a) for i, a in enumerate(models) for b in models[i + 1 :]]
+    wanted = [("thinking", (m, True), (m, False)) for m in models]
+    wanted += [("models", (a, mode), (b, mode)) for a, b in pairs for mode in (True, False)]
+    found = []
+    for label in labels:
+        for kind, a, b in wanted:
+            left, right = shares.get((label, *a), {}), shares.get((label, *b), {})
+            results = ((task, stats.paired(left[task], right[task])) for task in left if task in right)
+            found += [_comparison(kind, label, task, a, b, result) for task, result in results if result]
+    return found
+
+
+def _comparison(kind: str, label: str, task: str, a: Key, b: Key, result: stats.Paired) -> Row:
+    verdict = "no difference shown" if result.p >= 0.05 else "better" if result.difference > 0 else "worse"
+    return {
+        "kind": kind, "label": label, "task": task,
+        "a": {"model": a[0], "thinking": a[1], "accuracy": result.a},
+        "b": {"model": b[0], "thinking": b[1], "accuracy": result.b},
+        "n": result.n, "difference": result.difference, "ci95": [result.low, result.high],
+        "better": result.better, "worse": result.worse, "p": result.p, "verdict": verdict,
+        "problems_needed": stats.problems_needed(result) if result.p >= 0.05 else None,
+    }  # fmt: skip
+
+
+def _json(path: Path) -> Row:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}).") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds no JSON object.")
+    return found
+
+
+__all__ = [
+    "ALL_TASKS", "Answer", "Exam", "comparisons", "evaluate_row", "figures", "overall", "read_exams", "rows",
+    "summarise",
+]  # fmt: skip
