@@ -31,8 +31,8 @@ SAVE_EVERY = 10.0
 
 
 class Rates(Config):
-    usd_per_hour: float = Field(0.10, ge=0)  # a rented two-core machine; say what yours costs
-    watts: float | None = Field(None, gt=0)  # None: measured where the machine tells, else ASSUMED_WATTS
+    usd_per_hour: float = Field(default=0.10, ge=0)  # a rented two-core machine; say what yours costs
+    watts: float | None = Field(default=None, gt=0)  # None: measured where the machine tells, else ASSUMED_WATTS
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,12 @@ class Bill:
             self.seconds + other.seconds, self.tokens + other.tokens, self.flops + other.flops,
             self.kwh + other.kwh, self.usd + other.usd,
         )  # fmt: skip
+
+
+def price(rates: Rates, seconds: float, tokens: int = 0, flops: float = 0.0) -> Bill:
+    """What so many seconds cost at the stated rates; energy by the stated or assumed watts."""
+    watts = rates.watts or ASSUMED_WATTS
+    return Bill(seconds, tokens, flops, watts * seconds / 3.6e6, seconds / 3600 * rates.usd_per_hour)
 
 
 def money(usd: float) -> str:
@@ -191,9 +197,7 @@ class Ledger:
             file.write(("\n" if needs_break else "") + json.dumps(row) + "\n")
 
     def price(self, seconds: float, tokens: int = 0, flops: float = 0.0) -> Bill:
-        """What so many seconds cost at the stated rates; energy by the assumed or stated watts."""
-        watts = self.rates.watts or ASSUMED_WATTS
-        return Bill(seconds, tokens, flops, watts * seconds / 3.6e6, seconds / 3600 * self.rates.usd_per_hour)
+        return price(self.rates, seconds, tokens, flops)
 
     def stages(self) -> list[dict[str, Any]]:
         """{name, kind, seconds, tokens, flops, kwh, usd}, summed over sessions, in order of first appearance."""

@@ -28,7 +28,7 @@ class Draw(Config):
     """Problems of one task and size. `size` is what the task understands, e.g. {terms = [5, 6]}."""
 
     task: str
-    weight: int = Field(1, gt=0)
+    weight: int = Field(default=1, gt=0)
     size: dict[str, Any] = {}
     label: str = "held-out"  # in reports: "held-out", or e.g. "beyond" for sizes no chain was taught of
 

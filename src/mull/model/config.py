@@ -23,39 +23,39 @@ class Yarn(Config):
 
 
 class ModelConfig(Config):
-    vocab: int = Field(512, gt=0)
-    width: int = Field(128, gt=0)
-    layers: int = Field(4, gt=0)
-    heads: int = Field(4, gt=0)
+    vocab: int = Field(default=512, gt=0)
+    width: int = Field(default=128, gt=0)
+    layers: int = Field(default=4, gt=0)
+    heads: int = Field(default=4, gt=0)
     # grouped-query attention (used when kv_rank is 0)
-    kv_heads: int = Field(4, gt=0)
-    head_dim: int = Field(32, gt=0)
+    kv_heads: int = Field(default=4, gt=0)
+    head_dim: int = Field(default=32, gt=0)
     qkv_bias: bool = False
     # multi-head latent attention (used when kv_rank is set)
-    q_rank: int = Field(0, ge=0)
-    kv_rank: int = Field(0, ge=0)
-    nope_dim: int = Field(16, ge=0)
-    rope_dim: int = Field(16, ge=0)
-    v_dim: int = Field(32, gt=0)
+    q_rank: int = Field(default=0, ge=0)
+    kv_rank: int = Field(default=0, ge=0)
+    nope_dim: int = Field(default=16, ge=0)
+    rope_dim: int = Field(default=16, ge=0)
+    v_dim: int = Field(default=32, gt=0)
     # feed-forward: `dense_layers` first layers are one SwiGLU of width `ffn`, the others mixtures
-    ffn: int = Field(256, gt=0)
-    dense_layers: int = Field(0, ge=0)
-    experts: int = Field(0, ge=0)
-    active_experts: int = Field(2, gt=0)
-    shared_experts: int = Field(1, ge=0)
-    expert_ffn: int = Field(64, gt=0)
-    groups: int = Field(1, gt=0)
-    active_groups: int = Field(1, gt=0)
+    ffn: int = Field(default=256, gt=0)
+    dense_layers: int = Field(default=0, ge=0)
+    experts: int = Field(default=0, ge=0)
+    active_experts: int = Field(default=2, gt=0)
+    shared_experts: int = Field(default=1, ge=0)
+    expert_ffn: int = Field(default=64, gt=0)
+    groups: int = Field(default=1, gt=0)
+    active_groups: int = Field(default=1, gt=0)
     router_scale: float = 1.0
     renormalise: bool = True
     # the rest
-    mtp_layers: int = Field(0, ge=0)
-    rope_theta: float = Field(10000.0, gt=0)
+    mtp_layers: int = Field(default=0, ge=0)
+    rope_theta: float = Field(default=10000.0, gt=0)
     yarn: Yarn | None = None
     eps: float = 1e-6
     tied: bool = False
-    max_length: int = Field(2048, gt=0)
-    init_std: float = Field(0.02, gt=0)
+    max_length: int = Field(default=2048, gt=0)
+    init_std: float = Field(default=0.02, gt=0)
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelConfig:

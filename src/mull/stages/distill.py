@@ -35,14 +35,14 @@ class DistillConfig(StageConfig):
     teacher: str
     model: ModelConfig  # the student; the vocabulary is the teacher's
     steps: int = Field(gt=0)
-    batch_tokens: int = Field(4096, gt=0)
+    batch_tokens: int = Field(default=4096, gt=0)
     reuse: list[str] = []  # stages whose graded answers are learnt from as well (the teacher's RL)
     tasks: list[Draw] = []  # fresh problems for the teacher
-    fresh: int = Field(0, ge=0)  # how many
-    max_tokens: int = Field(512, gt=0)
-    rows: int = Field(256, gt=0)
-    on_policy_steps: int = Field(0, ge=0)
-    on_policy_answers: int = Field(64, gt=0)  # per step
+    fresh: int = Field(default=0, ge=0)  # how many
+    max_tokens: int = Field(default=512, gt=0)
+    rows: int = Field(default=256, gt=0)
+    on_policy_steps: int = Field(default=0, ge=0)
+    on_policy_answers: int = Field(default=64, gt=0)  # per step
     train: TrainConfig = TrainConfig(loss=LossConfig(name="forward_kl"))
 
 

@@ -27,8 +27,8 @@ from mull.types import Sampling, UserError, write_rollouts
 class Exam(Draw):
     """One set of held-out problems. Without `models` or `thinking`, those of the stage."""
 
-    n: int = Field(0, ge=0)  # 0: the stage's
-    samples: int = Field(0, ge=0)
+    n: int = Field(default=0, ge=0)  # 0: the stage's
+    samples: int = Field(default=0, ge=0)
     models: list[str] = []
     thinking: list[bool] = []
 
@@ -37,13 +37,13 @@ class EvaluateConfig(StageConfig):
     kind: Literal["evaluate"] = "evaluate"
     models: list[str] = Field(min_length=1)
     exams: list[Exam] = Field(min_length=1)
-    thinking: list[bool] = Field([True, False], min_length=1)
-    n: int = Field(500, gt=0)
-    samples: int = Field(1, gt=0)
+    thinking: list[bool] = Field(default=[True, False], min_length=1)
+    n: int = Field(default=500, gt=0)
+    samples: int = Field(default=1, gt=0)
     split: Literal["validation", "test"] = "test"
-    temperature: float = Field(0.0, ge=0)
-    max_tokens: int = Field(512, gt=0)
-    rows: int = Field(512, gt=0)
+    temperature: float = Field(default=0.0, ge=0)
+    max_tokens: int = Field(default=512, gt=0)
+    rows: int = Field(default=512, gt=0)
 
     @model_validator(mode="after")
     def _sensible(self) -> EvaluateConfig:

@@ -28,12 +28,12 @@ from mull.types import UserError
 class PretrainConfig(StageConfig):
     kind: Literal["pretrain"] = "pretrain"
     steps: int = Field(gt=0)
-    batch_tokens: int = Field(4096, gt=0)
+    batch_tokens: int = Field(default=4096, gt=0)
     tasks: list[Draw] = []
     files: list[str] = []  # patterns of .txt and .jsonl files
-    text_weight: int = Field(1, ge=0)  # documents of `files` per document of `tasks`, where there are both
-    length: int = Field(1024, gt=1)  # longer documents are cut
-    tokenizer_sample: int = Field(3000, gt=0)  # documents of `tasks` the tokenizer is trained on
+    text_weight: int = Field(default=1, ge=0)  # documents of `files` per document of `tasks`, where there are both
+    length: int = Field(default=1024, gt=1)  # longer documents are cut
+    tokenizer_sample: int = Field(default=3000, gt=0)  # documents of `tasks` the tokenizer is trained on
     train: TrainConfig = TrainConfig()
 
 

@@ -46,7 +46,7 @@ AnyStage = Annotated[
 class Recipe(Config):
     name: str
     about: str = ""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     device: str = "auto"
     result: str = ""  # the model that `mull chat RUN` talks to; the last one made, if empty
     rates: Rates = Rates()

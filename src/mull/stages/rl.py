@@ -34,15 +34,15 @@ class RLConfig(StageConfig):
     init: str
     steps: int = Field(gt=0)
     tasks: list[Draw]
-    problems: int = Field(32, gt=0)  # groups of mixed reward per step
-    samples: int = Field(8, gt=1)  # answers per problem
-    refills: int = Field(2, ge=0)  # how often dropped groups are redrawn before a step makes do with fewer
-    max_tokens: int = Field(512, gt=0)
-    overlong: int = Field(0, ge=0)  # the last so many tokens before max_tokens cost up to `overlong_cost`
-    overlong_cost: float = Field(0.5, ge=0)
-    rows: int = Field(256, gt=0)
-    micro_tokens: int = Field(16384, gt=0)
-    max_gap: float = Field(1e-3, gt=0)  # largest |sampler - trainer| log-probability difference that is believed
+    problems: int = Field(default=32, gt=0)  # groups of mixed reward per step
+    samples: int = Field(default=8, gt=1)  # answers per problem
+    refills: int = Field(default=2, ge=0)  # how often dropped groups are redrawn before a step makes do with fewer
+    max_tokens: int = Field(default=512, gt=0)
+    overlong: int = Field(default=0, ge=0)  # the last so many tokens before max_tokens cost up to `overlong_cost`
+    overlong_cost: float = Field(default=0.5, ge=0)
+    rows: int = Field(default=256, gt=0)
+    micro_tokens: int = Field(default=16384, gt=0)
+    max_gap: float = Field(default=1e-3, gt=0)  # largest |sampler - trainer| log-probability difference that is believed
     keep: bool = True  # write the graded answers to rollouts/<name>.jsonl
     train: TrainConfig = TrainConfig(loss=LossConfig(name="grpo"))
 

@@ -19,12 +19,12 @@ from mull.train.trainer import TrainConfig, Trainer
 class SFTConfig(StageConfig):
     kind: Literal["sft"] = "sft"
     init: str  # the model to go on from
-    steps: int = Field(0, ge=0)
+    steps: int = Field(default=0, ge=0)
     as_long_as: str = ""  # instead of steps: as many seconds of training as this stage took
     speed_of: str = ""  # with as_long_as: the stage whose seconds per step tell how many steps that is
-    batch_tokens: int = Field(4096, gt=0)
+    batch_tokens: int = Field(default=4096, gt=0)
     tasks: list[Draw]
-    direct: float = Field(0.5, ge=0, le=1)  # share of examples answered without thinking
+    direct: float = Field(default=0.5, ge=0, le=1)  # share of examples answered without thinking
     train: TrainConfig = TrainConfig()
 
     @model_validator(mode="after")

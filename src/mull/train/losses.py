@@ -22,10 +22,10 @@ from mull.data.batch import Batch
 
 class LossConfig(Config):
     name: Literal["ce", "grpo", "forward_kl", "reverse_kl"] = "ce"
-    ratio_cap: float = Field(5.0, gt=0)  # grpo: largest importance weight pi/mu
-    mask_gap: float = Field(0.5, gt=0)  # grpo: a losing answer whose mean log(mu/pi) exceeds this is left out
-    temperature: float = Field(1.0, gt=0)  # grpo: what the answers were drawn at
-    kl_weight: float = Field(1.0, ge=0, le=1)  # forward_kl: the rest is cross-entropy on the tokens themselves
+    ratio_cap: float = Field(default=5.0, gt=0)  # grpo: largest importance weight pi/mu
+    mask_gap: float = Field(default=0.5, gt=0)  # grpo: a losing answer whose mean log(mu/pi) exceeds this is left out
+    temperature: float = Field(default=1.0, gt=0)  # grpo: what the answers were drawn at
+    kl_weight: float = Field(default=1.0, ge=0, le=1)  # forward_kl: the rest is cross-entropy on the tokens themselves
 
 
 Metrics = dict[str, Tensor]

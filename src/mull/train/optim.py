@@ -20,15 +20,15 @@ from mull.config import Config
 
 class OptimConfig(Config):
     name: Literal["adamw", "muon"] = "adamw"
-    lr: float = Field(2e-3, gt=0)
-    final_lr: float = Field(0.0, ge=0)  # as a fraction of lr, reached at the last step
-    warmup: float = Field(0.02, ge=0, le=1)  # fraction of the steps
-    decay: float = Field(0.2, ge=0, le=1)  # fraction of the steps, at the end
+    lr: float = Field(default=2e-3, gt=0)
+    final_lr: float = Field(default=0.0, ge=0)  # as a fraction of lr, reached at the last step
+    warmup: float = Field(default=0.02, ge=0, le=1)  # fraction of the steps
+    decay: float = Field(default=0.2, ge=0, le=1)  # fraction of the steps, at the end
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
-    weight_decay: float = Field(0.1, ge=0)
-    momentum: float = Field(0.95, ge=0, lt=1)  # Muon's
-    clip: float = Field(1.0, gt=0)
+    weight_decay: float = Field(default=0.1, ge=0)
+    momentum: float = Field(default=0.95, ge=0, lt=1)  # Muon's
+    clip: float = Field(default=1.0, gt=0)
 
 
 def learning_rate(cfg: OptimConfig, step: int, steps: int) -> float:

@@ -36,11 +36,11 @@ from mull.types import UserError
 class TrainConfig(Config):
     optim: OptimConfig = OptimConfig()
     loss: LossConfig = LossConfig()
-    balance_speed: float = Field(1e-3, ge=0)  # how far a router bias moves per step (arXiv 2412.19437: 1e-3)
-    balance_weight: float = Field(1e-4, ge=0)  # of the sequence-wise balance loss
-    mtp_weight: float = Field(0.3, ge=0)  # of the mean multi-token-prediction loss; ignored without MTP layers
-    checkpoint_every: int = Field(0, ge=0)  # steps; 0 keeps only the finished model
-    load_every: int = Field(20, gt=0)  # steps between records of the experts' load
+    balance_speed: float = Field(default=1e-3, ge=0)  # how far a router bias moves per step (arXiv 2412.19437: 1e-3)
+    balance_weight: float = Field(default=1e-4, ge=0)  # of the sequence-wise balance loss
+    mtp_weight: float = Field(default=0.3, ge=0)  # of the mean multi-token-prediction loss; ignored without MTP layers
+    checkpoint_every: int = Field(default=0, ge=0)  # steps; 0 keeps only the finished model
+    load_every: int = Field(default=20, gt=0)  # steps between records of the experts' load
 
 
 Batches = Callable[[int], Sequence[Batch]]  # optimiser step -> its micro-batches
