@@ -1,1 +1,27 @@
-"""mull: own your reasoning model."""
+"""mull: own your reasoning model. `mull.load("runs/demo").generate("...")` is what the command line does.
+
+Importing this loads nothing else.
+"""
+
+from __future__ import annotations
+
+from os import PathLike
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mull.api import Model
+
+__version__ = "0.1.0"
+
+
+def load(path: str | PathLike[str], device: str = "auto") -> Model:
+    """A model that answers: of a model directory, a run (its result), or one model of a run ("runs/demo:student").
+
+    Raises UserError, a ValueError of one helpful sentence, where there is none or it is damaged.
+    """
+    from mull.api import Model
+
+    return Model.load(path, device)
+
+
+__all__ = ["__version__", "load"]

@@ -224,8 +224,8 @@ class _Board:
 
     def __init__(self, folder: Path):
         try:
-            from tensorboard.compat.proto.event_pb2 import Event
-            from tensorboard.compat.proto.summary_pb2 import Summary
+            from tensorboard.compat.proto.event_pb2 import Event  # type: ignore[attr-defined]
+            from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[attr-defined]
             from tensorboard.summary.writer.event_file_writer import EventFileWriter
         except ImportError:
             self.writer = None

@@ -44,7 +44,8 @@ class Problems:
     def __init__(self, draws: Sequence[Draw], seed: int, split: Split = "train"):
         if not draws:
             raise UserError("A mixture needs at least one task.")
-        self.draws, self.seed, self.split = draws, seed, split
+        self.draws, self.seed = draws, seed
+        self.split: Split = split
         self.tasks = [find(draw.task) for draw in draws]
         self.pattern = [k for k, draw in enumerate(draws) for _ in range(draw.weight)]
         self._chunks: dict[int, tuple[int, list[Problem]]] = {}

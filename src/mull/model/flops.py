@@ -33,7 +33,8 @@ def _attention(cfg: ModelConfig) -> int:
 def _ffn(cfg: ModelConfig, layer: int) -> tuple[int, int]:
     """(all, active) weights of one layer's feed-forward matrices, router included."""
     if not cfg.is_moe(layer):
-        return (3 * cfg.width * cfg.ffn,) * 2
+        dense = 3 * cfg.width * cfg.ffn
+        return dense, dense
     one, router = 3 * cfg.width * cfg.expert_ffn, cfg.width * cfg.experts
     shared = one * cfg.shared_experts
     return one * cfg.experts + shared + router, one * cfg.active_experts + shared + router

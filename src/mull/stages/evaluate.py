@@ -21,7 +21,7 @@ from mull.report.summary import evaluate_row
 from mull.stages.stage import Context, StageConfig
 from mull.tasks import find
 from mull.text.chat import Chat
-from mull.types import Sampling, UserError, write_rollouts
+from mull.types import Sampling, write_rollouts
 
 
 class Exam(Draw):

@@ -7,6 +7,7 @@ one another; the recipe chains them.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated
 
 import torch
@@ -39,9 +40,9 @@ class Context:
     model: ModelConfig
     outside: dict[str, str] = field(default_factory=dict)  # models that no stage makes: name -> folder
 
-    def folder(self, name: str):
+    def folder(self, name: str) -> Path:
         if name in self.outside:
-            return self.outside[name]
+            return Path(self.outside[name])
         folder = self.run.model_dir(name)
         if not folder.exists():
             made = sorted(p.name for p in self.run.model_dir(name).parent.glob("*") if p.is_dir())

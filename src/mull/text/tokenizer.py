@@ -30,10 +30,10 @@ class Tokenizer:
 
     def __init__(self, inner: tokenizers.Tokenizer):
         self.inner = inner
-        ids = [inner.token_to_id(token) for token in SPECIALS]
-        missing = [token for token, found in zip(SPECIALS, ids, strict=True) if found is None]
+        missing = [token for token in SPECIALS if inner.token_to_id(token) is None]
         if missing:
             raise UserError(f"This tokenizer lacks {', '.join(missing)}, which mull's chat format needs.")
+        ids = [int(inner.token_to_id(token) or 0) for token in SPECIALS]
         self.end_of_text, self.im_start, self.im_end, self.think, self.end_think = ids
         self.stop_ids: tuple[int, ...] = (self.im_end, self.end_of_text)
 

@@ -1,0 +1,100 @@
+"""What a MODEL argument means: a model directory, a run (its result is meant), or RUN:NAME, one model of a run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from mull.config import build, nearest
+from mull.ledger import Rates
+from mull.types import UserError
+
+
+@dataclass(frozen=True)
+class Located:
+    """A model directory, and the run it belongs to, whose rates price its answers."""
+
+    folder: Path
+    name: str
+    run: Path | None
+    rates: Rates
+
+
+def locate(given: str | PathLike[str]) -> Located:
+    """Raises UserError, with the nearest name that exists, where there is no model."""
+    path = Path(given)
+    before, colon, name = str(given).rpartition(":")
+    if colon and not path.exists() and Path(before).is_dir():
+        return _of_run(find_run(before), name)
+    _must_be_folder(path, "model or run")
+    if is_run(path):
+        return _of_run(path, "")
+    if not (path / "config.json").exists():
+        raise UserError(f"{path} holds no config.json, so it is neither a model nor a run.")
+    run = path.resolve().parent.parent
+    return _located(path, run if path.resolve().parent.name == "models" and is_run(run) else None)
+
+
+def find_run(given: str | PathLike[str]) -> Path:
+    """Raises UserError where there is no run."""
+    path = Path(given)
+    _must_be_folder(path, "run")
+    if not is_run(path):
+        raise UserError(f"{path} holds no run: `mull demo`, `mull run` or `mull eval` makes one.")
+    return path
+
+
+def is_run(path: Path) -> bool:
+    """Models have a config.json too; a run's holds a fingerprint."""
+    return "fingerprint" in _config(path)
+
+
+def run_config(run: Path) -> dict[str, Any]:
+    """The configuration that a run was opened with."""
+    return dict(_config(run).get("config", {}))
+
+
+def _config(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _of_run(run: Path, name: str) -> Located:
+    made = sorted(p.name for p in (run / "models").glob("[!.]*") if p.is_dir())
+    if not name:
+        result = run / "models" / "result.json"
+        try:
+            name = str(json.loads(result.read_text(encoding="utf-8"))["model"])
+        except FileNotFoundError:
+            finished = f"finished so far: {', '.join(made)}, as {run}:NAME" if made else "no model is finished"
+            raise UserError(f"{run} has not made its result yet ({finished}); the same command continues it.") from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{result} cannot be read ({error}); name a model: {run}:NAME.") from None
+    if name not in made:
+        raise UserError(
+            f"{run} holds no model {name!r}; it holds {', '.join(made) or 'none'}.{nearest(name, made)}"
+        )  # fmt: skip
+    return _located(run / "models" / name, run)
+
+
+def _located(folder: Path, run: Path | None) -> Located:
+    rates = build(Rates, run_config(run).get("rates") or {}, f"{run}/config.json: rates") if run else Rates()
+    return Located(folder, folder.resolve().name, run, rates)
+
+
+def _must_be_folder(path: Path, what: str) -> None:
+    if path.is_dir():
+        return
+    if path.exists():
+        raise UserError(f"{path} is a file; give the directory of a {what}.")
+    beside = [p.name for p in path.parent.glob("[!.]*") if p.is_dir()] if path.parent.is_dir() else []
+    raise UserError(f"There is no {what} at {path}.{nearest(path.name, beside)}")
+
+
+__all__ = ["Located", "find_run", "is_run", "locate", "run_config"]
