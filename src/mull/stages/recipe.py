@@ -6,7 +6,8 @@ Everything that can be wrong with a recipe is said before its first stage starts
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,7 +19,9 @@ from mull.config import Config, apply_overrides, build, nearest, read_toml
 from mull.data.shards import read_texts
 from mull.data.sources import Draw
 from mull.ledger import Rates
+from mull.locate import Located
 from mull.model.config import PRESETS, ModelConfig
+from mull.model.families import read_config
 from mull.run import Run
 from mull.stages import distill, evaluate, pretrain, rl, sft
 from mull.stages.distill import DistillConfig
@@ -57,8 +60,8 @@ class Recipe(Config):
 
 def bundled() -> dict[str, Path]:
     """The recipes that come with mull, by name."""
-    folder = resources.files("mull") / "recipes"
-    return {Path(str(item)).stem: Path(str(item)) for item in folder.iterdir() if str(item).endswith(".toml")}
+    folder = Path(str(resources.files("mull"))) / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
 
 
 def load(name: str, overrides: list[str]) -> Recipe:
@@ -172,6 +175,23 @@ def _digest(folder: Path) -> str:
         with path.open("rb") as file:
             sums.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
     return sums.hexdigest()[:16]
+
+
+def examination(
+    found: Located, tasks: Sequence[str], size: Mapping[str, Any], *, seed: int, device: str, **options: Any
+) -> Recipe:
+    """The recipe of `mull eval`: one stage that judges a model from elsewhere. `options` are EvaluateConfig's."""
+    name = re.sub(r"[^A-Za-z0-9_.-]", "-", found.name)
+    stage = {"kind": "evaluate", "name": "eval", "models": [name]} | options
+    stage["exams"] = [{"task": task, "size": dict(size)} for task in tasks]
+    raw = {
+        "name": "eval", "about": f"{found.name} on {', '.join(tasks)}", "seed": seed, "device": device,
+        "rates": found.rates, "model": read_config(found.folder), "outside": {name: str(found.folder.resolve())},
+        "stage": [stage],
+    }  # fmt: skip
+    recipe = build(Recipe, raw, "mull eval")
+    check(recipe)
+    return recipe
 
 
 def finished(recipe: Recipe, run: Run) -> bool:

@@ -1,0 +1,318 @@
+"""The command line: verbs to functions. Nothing heavy is imported before a verb needs it.
+
+What the user can mend is one line on stderr and exit code 2; Ctrl-C is 130; anything else is a bug and shows its
+traceback.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from mull import __version__
+from mull.types import UserError
+
+if TYPE_CHECKING:
+    from mull.stages.recipe import Recipe
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+class Verbs(TyperGroup):
+    """Says what went wrong where the user can do something about it."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            _fail(str(error))
+        except KeyboardInterrupt:
+            _fail("Stopped.", code=130)
+        except OSError as error:
+            if error.errno not in CLOSED:
+                raise
+            _fail(f"{error.filename or 'A file'}: {error.strerror}.")
+
+
+def _fail(line: str, code: int = 2) -> None:
+    print(" ".join(line.split()), file=sys.stderr)
+    raise typer.Exit(code)
+
+
+app = typer.Typer(
+    cls=Verbs, help="Own your reasoning model: train, teach, distill, judge and talk with it, with the bill attached.",
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)  # fmt: skip
+
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A run, a model directory, or RUN:NAME.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes, e.g. stage.rl.steps=50 rates.watts=35.")
+]
+Out = Annotated[Path | None, typer.Option("--out", help="The run's directory; the same command continues it.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+MaxTokens = Annotated[int, typer.Option(help="Longest answer, the thinking included.")]
+Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token always.")]
+Seed = Annotated[int, typer.Option(help="Of the draws; the same seed draws the same.")]
+NoThink = Annotated[bool, typer.Option("--no-think", help="Answer at once.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")]
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version.")] = False,
+) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def demo(overrides: Overrides = None, out: Out = None, quiet: Quiet = False) -> None:
+    """Make a reasoning model from nothing, distill it, judge it, and print the bill."""
+    _run_recipe("demo", overrides or [], out or Path("runs/demo"), quiet)
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(help="A bundled recipe's name (`mull recipes`) or a TOML file.")],
+    overrides: Overrides = None,
+    out: Out = None,
+    quiet: Quiet = False,
+) -> None:
+    """Carry out a recipe: a list of stages, each kept when it is done."""
+    _run_recipe(recipe, overrides or [], out, quiet)
+
+
+def _run_recipe(name: str, overrides: list[str], out: Path | None, quiet: bool) -> None:
+    from mull.console import print_run
+    from mull.stages import recipe
+
+    plan = recipe.load(name, overrides)
+    folder = out or Path("runs") / plan.name
+    print_run(folder, _carry_out(plan, folder, quiet))
+
+
+def _carry_out(plan: Recipe, folder: Path, quiet: bool) -> dict[str, Any]:
+    """Do what is not done yet and write the report; its content."""
+    import json
+
+    from mull import dist
+    from mull.report.html import write_report
+    from mull.run import Run
+    from mull.stages import recipe
+
+    dist.settle()
+    directory = Run.open(folder, recipe.identity(plan), rates=plan.rates, quiet=quiet)
+    try:
+        with _kept(folder):
+            if recipe.finished(plan, directory):
+                directory.say(f"{folder} is finished; give another --out to do it again.")
+            recipe.main(plan, directory)
+            write_report(folder)
+    finally:
+        directory.close()
+    return json.loads((folder / "report.json").read_text(encoding="utf-8"))
+
+
+@contextmanager
+def _kept(folder: Path) -> Iterator[None]:
+    """Ctrl-C and a full disk leave a run that the same command continues: say so."""
+    from mull.console import command
+
+    again = command(*sys.argv[1:])
+    try:
+        yield
+    except KeyboardInterrupt:
+        _fail(f"Stopped. What is finished is kept in {folder}; continue with: {again}", code=130)
+    except Exception as error:
+        if not _is_full(error):
+            raise
+        _fail(f"The disk is full ({error}). {folder} keeps everything up to the last good checkpoint; free some space "
+              f"and continue with: {again}")  # fmt: skip
+
+
+def _is_full(error: BaseException | None) -> bool:
+    """Also where a library has put the system's error into words of its own."""
+    if error is None:
+        return False
+    said = str(error)
+    full = isinstance(error, OSError) and error.errno in FULL
+    return full or any(f"(os error {code})" in said for code in FULL) or _is_full(error.__cause__)
+
+
+@app.command(name="eval")
+def evaluate(
+    model: ModelArgument,
+    task: Annotated[list[str], typer.Option("--task", help="Tasks, comma between (`mull tasks` lists them).")],
+    n: Annotated[int, typer.Option("--n", help="Problems per task.")] = 200,
+    samples: Annotated[int, typer.Option("--samples", help="Answers per problem.")] = 1,
+    out: Out = None,
+    max_tokens: MaxTokens = 512,
+    temperature: Annotated[float | None, typer.Option(help="0 for one answer per problem, 1 for several.")] = None,
+    seed: Seed = 0,
+    no_think: NoThink = False,
+    both: Annotated[bool, typer.Option("--both", help="Thinking and at once, compared.")] = False,
+    split: Annotated[str, typer.Option(help="test or validation.")] = "test",
+    size: Annotated[list[str] | None, typer.Option(help="Of the problems, e.g. terms=[5,6].")] = None,
+    device: Device = "auto",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Judge a model on held-out problems; the same report as a run's."""
+    from mull.config import apply_overrides, fingerprint
+    from mull.console import print_json, print_run
+    from mull.locate import locate
+    from mull.stages import recipe
+
+    found = locate(model)
+    tasks = [name.strip() for given in task for name in given.split(",") if name.strip()]
+    plan = recipe.examination(
+        found, tasks, apply_overrides({}, size or []), seed=seed, device=device,
+        n=n, samples=samples, max_tokens=max_tokens, split=split,
+        temperature=(0.0 if samples == 1 else 1.0) if temperature is None else temperature,
+        thinking=[True, False] if both else [not no_think],
+    )  # fmt: skip
+    folder = out or Path("runs") / f"eval-{found.name}-{fingerprint(recipe.identity(plan))[:8]}"
+    report = _carry_out(plan, folder, quiet)
+    if as_json:
+        print_json({"out": str(folder), "evals": report["evals"], "overall": report["overall"]})
+    else:
+        print_run(folder, report)
+
+
+@app.command()
+def chat(
+    model: ModelArgument,
+    max_tokens: MaxTokens = 512,
+    temperature: Temperature = 0.0,
+    seed: Seed = 0,
+    no_think: NoThink = False,
+    remember: Annotated[
+        bool | None, typer.Option(help="Show the model the conversation; models of a run are taught single questions.")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Talk with a model: its thinking is dim, then the answer, then what it cost."""
+    from contextlib import suppress
+
+    from mull import dist
+    from mull.api import Model, Options
+    from mull.talk import Conversation
+
+    with suppress(ImportError):
+        import readline  # noqa: F401 - gives input() its line editing
+    dist.settle()
+    speaker = Model.load(model, device)
+    how = Options(max_tokens=max_tokens, temperature=temperature, seed=seed, thinking=not no_think)
+    read = input if sys.stdin.isatty() else lambda _: input()
+    keeps = speaker.located.run is None if remember is None else remember
+    Conversation(speaker, how, keeps, read).run()
+
+
+@app.command()
+def ask(
+    model: ModelArgument,
+    prompt: Annotated[str, typer.Argument(help='The question; "-" reads it from stdin.')],
+    max_tokens: MaxTokens = 512,
+    temperature: Temperature = 0.0,
+    seed: Seed = 0,
+    no_think: NoThink = False,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Ask one question."""
+    from mull import dist, talk
+    from mull.api import Model, Options
+
+    dist.settle()
+    question = sys.stdin.read().strip() if prompt == "-" else prompt
+    how = Options(max_tokens=max_tokens, temperature=temperature, seed=seed, thinking=not no_think)
+    talk.ask(Model.load(model, device), question, how, as_json)
+
+
+@app.command()
+def info(
+    model: Annotated[str, typer.Argument(metavar="PATH", help="A run, a model directory, or RUN:NAME.")],
+    as_json: Json = False,
+) -> None:
+    """Sizes of a model; what a run has done, made and cost."""
+    from mull.console import print_info, print_json
+    from mull.describe import describe
+
+    described = describe(model)
+    if as_json:
+        print_json(described)
+    else:
+        print_info(described)
+
+
+@app.command()
+def report(run: Annotated[str, typer.Argument(metavar="RUN", help="A run's directory.")]) -> None:
+    """Write report.html and report.json of a run again."""
+    from mull.locate import find_run
+    from mull.report.html import write_report
+
+    print(write_report(find_run(run)))
+
+
+@app.command()
+def tasks(
+    name: Annotated[str | None, typer.Argument(help="Show examples of this task.")] = None,
+    n: Annotated[int, typer.Option("--n", help="How many.")] = 3,
+    size: Annotated[list[str] | None, typer.Option(help="Of the problems, e.g. terms=[5,6].")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the tasks, or show problems of one with their answers."""
+    from mull.config import apply_overrides
+    from mull.console import print_json, print_names, print_problem
+    from mull.tasks import TASKS, TAUGHT, find
+
+    if name is None:
+        listed = [(task.name, task.about) for task in TASKS.values()]
+        if as_json:
+            print_json({"tasks": [{"name": found, "about": about} for found, about in listed]})
+        else:
+            print_names(f"{len(listed)} tasks; {', '.join(TAUGHT)} come with worked solutions", listed)
+        return
+    problems = find(name).problems("train", n, **apply_overrides({}, size or []))
+    shown = [(problem, TAUGHT[name].solution(problem) if name in TAUGHT else None) for problem in problems]
+    if as_json:
+        print_json({"problems": [
+            {"question": p.messages[-1].content, "answer": p.answer, "solution": s.reasoning if s else None}
+            for p, s in shown
+        ]})  # fmt: skip
+        return
+    for problem, solution in shown:
+        print_problem(problem, solution)
+
+
+@app.command()
+def recipes(as_json: Json = False) -> None:
+    """List the bundled recipes."""
+    from mull.config import read_toml
+    from mull.console import print_json, print_names
+    from mull.stages.recipe import bundled
+
+    listed = [(name, path, str(read_toml(path).get("about", ""))) for name, path in sorted(bundled().items())]
+    if as_json:
+        print_json({"recipes": [{"name": name, "about": about, "file": str(path)} for name, path, about in listed]})
+    else:
+        print_names("Recipes", [(name, about) for name, _, about in listed])
+
+
+def main() -> None:
+    app(prog_name="mull")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""What the command line prints: tables, one-line errors, JSON. Results go to stdout, all else to stderr."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from mull.ledger import money
+from mull.report.words import clock, count, energy, flops, interval, memory, percent
+from mull.types import Message, Problem
+
+PIPED_WIDTH = 120  # columns where nobody's terminal says how many there are
+
+Row = Mapping[str, Any]
+
+
+def error_console() -> Console:
+    return Console(stderr=True, highlight=False)
+
+
+def _out() -> Console:
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = PIPED_WIDTH
+    return console
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False, default=str))
+
+
+def command(*words: str) -> str:
+    """What to type to run mull with these words: by name where the shell finds it, else by the path it was run by."""
+    given = Path(sys.argv[0])
+    program = "mull" if shutil.which("mull") or given.name != "mull" else str(given)
+    return shlex.join([program, *words])
+
+
+def _table(title: str, columns: Sequence[str], left: int = 1) -> Table:
+    """The first `left` columns are text; numbers stand on the right."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_edge=False)
+    for place, name in enumerate(columns):
+        table.add_column(name, justify="left" if place < left else "right", no_wrap=place > 0)
+    return table
+
+
+# what a run came to
+
+
+def print_run(folder: Path, report: Row) -> None:
+    """Accuracy, bill, where the report is, what to type next."""
+    out = _out()
+    if report["overall"]:
+        out.print(_accuracy(report["overall"]))
+        if len({row["task"] for row in report["evals"]}) > 1:
+            out.print(_by_task(report["evals"]))
+    out.print(_bill(report))
+    out.print(Text(f"Report: {folder / 'report.html'}"), soft_wrap=True)
+    if report["model"]:
+        out.print(Text(f"Talk with it: {command('chat', str(folder))}"), soft_wrap=True)
+        if report["evals"]:
+            question = command("ask", str(folder), _question(report["evals"][0]["task"]))
+            out.print(Text(f"Ask it:       {question}"), soft_wrap=True)
+
+
+def _accuracy(rows: Sequence[Row]) -> Table:
+    """A line per model and mode, a column per label."""
+    labels = list(dict.fromkeys(row["label"] for row in rows))
+    cells: dict[tuple[str, bool], dict[str, str]] = {}
+    for row in rows:
+        cells.setdefault((row["model"], row["thinking"]), {})[row["label"]] = _share(row)
+    table = _table("Solved, with 95 % interval", ["model", "mode", *labels], left=2)
+    for (model, thinking), by_label in cells.items():
+        table.add_row(model, _mode(thinking), *(by_label.get(label, "") for label in labels))
+    return table
+
+
+def _by_task(rows: Sequence[Row]) -> Table:
+    """The same, task by task."""
+    names = list(dict.fromkeys((row["task"], row["label"]) for row in rows))
+    cells: dict[tuple[str, bool], dict[tuple[str, str], str]] = {}
+    for row in rows:
+        cells.setdefault((row["model"], row["thinking"]), {})[row["task"], row["label"]] = percent(row["accuracy"])
+    table = _table("By task", ["task", "problems", *(f"{m} {_mode(t)}" for m, t in cells)], left=2)
+    for task, label in names:
+        table.add_row(task, label, *(by_task.get((task, label), "") for by_task in cells.values()))
+    return table
+
+
+def _share(row: Row) -> str:
+    return f"{percent(row['accuracy'])} ({interval(row['ci95'])})" if row["accuracy"] is not None else "–"
+
+
+def _mode(thinking: bool) -> str:
+    return "thinking" if thinking else "direct"
+
+
+def _bill(report: Row) -> Table:
+    total = report["total"]
+    table = _table("The bill", ["stage", "kind", "time", "tokens", "compute", "energy", "cost"], left=2)
+    for row in [*report["stages"], {"name": "total", "kind": "", **total}]:
+        last = row is report["stages"][-1] if report["stages"] else False
+        table.add_row(row["name"], row["kind"], *_costs(row), end_section=last)
+    table.caption = f"at ${total['usd_per_hour']:g} an hour; energy: {total['energy_source']}"
+    table.caption_justify = "left"
+    return table
+
+
+def _costs(row: Row) -> list[str]:
+    return [clock(row["seconds"]), count(row["tokens"]), flops(row["flops"]), energy(row["kwh"]), money(row["usd"])]
+
+
+def _question(task: str) -> str:
+    from mull.tasks import TAUGHT
+
+    worked = TAUGHT.get(task) or next(iter(TAUGHT.values()))
+    return worked.problems("test", 1)[0].messages[-1].content
+
+
+# models, tasks, recipes
+
+
+def print_info(facts: Row) -> None:
+    out = _out()
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in _spelt(facts).items():
+        table.add_row(name, Text(value))
+    out.print(table)
+
+
+def _spelt(facts: Row) -> dict[str, str]:
+    """The lines of `mull info`, of a model or of a run."""
+    lines = {"path": str(facts["path"])}
+    if facts["kind"] == "run":
+        stages = [f"{stage['name']} ({'done' if stage['done'] else 'not done'})" for stage in facts["stages"]]
+        lines |= {
+            "recipe": " - ".join(part for part in (facts["name"], facts["about"]) if part),
+            "stages": ", ".join(stages) or "none yet", "models": ", ".join(facts["models"]) or "none yet",
+            "result": facts["result"] or "none yet", "report": str(facts["report"] or "none yet"),
+            "bill": ", ".join(_costs(facts["total"])),
+        }  # fmt: skip
+    if facts.get("total_params"):
+        lines |= {
+            "parameters": f"{count(facts['total_params'])} in all, {count(facts['active_params'])} active per token",
+            "family": facts["family"], "vocabulary": str(facts["vocab"]), "length": f"{facts['max_length']} tokens",
+            "compute": f"{flops(facts['flops_per_token'])} per token",
+            "cache": f"{facts['cache_bytes_per_token']:,} bytes per token", "on disk": memory(facts["disk_bytes"]),
+        }  # fmt: skip
+    return lines
+
+
+def print_names(title: str, rows: Sequence[tuple[str, str]]) -> None:
+    """Names and what they are, a line each."""
+    table = _table(title, ["name", "about"], left=2)
+    table.columns[0].no_wrap = True
+    table.columns[1].no_wrap = False
+    for name, about in rows:
+        table.add_row(name, Text(about))
+    _out().print(table)
+
+
+def print_problem(problem: Problem, solution: Message | None) -> None:
+    out = _out()
+    out.print(Text(problem.messages[-1].content, style="bold"), soft_wrap=True)
+    if solution is not None and solution.reasoning:
+        out.print(Text(solution.reasoning, style="dim"), soft_wrap=True)
+    out.print(Text(f"-> {problem.answer or '(only the scorer knows)'}\n"), soft_wrap=True)
+
+
+__all__ = ["command", "error_console", "print_info", "print_json", "print_names", "print_problem", "print_run"]

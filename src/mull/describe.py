@@ -1,0 +1,42 @@
+"""The facts of a model or a run, as plain data: what `mull info` shows. No weights are read."""
+
+from __future__ import annotations
+
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from mull.locate import is_run, locate
+from mull.model.families import family_of, read_config
+from mull.model.flops import cache_bytes, forward_flops, parameters
+from mull.report.summary import summarise
+
+
+def describe(given: str | PathLike[str]) -> dict[str, Any]:
+    """A run's stages, models, bill and its result's sizes; or a model's sizes. Raises UserError for neither."""
+    path = Path(given)
+    if not is_run(path):
+        return {"kind": "model", **_model(locate(given).folder)}
+    found = summarise(path, exams=[])  # the exams are the report's; reading them takes long
+    report = path / "report.html"
+    result = found["model"]["name"] if found["model"] else None
+    return (_model(path / "models" / result) if result else {}) | {
+        "kind": "run", "path": str(path), "name": found["name"], "about": found["about"],
+        "stages": found["stages"], "models": [model["name"] for model in found["models"]], "result": result,
+        "total": found["total"], "report": str(report) if report.exists() else None,
+    }  # fmt: skip
+
+
+def _model(folder: Path) -> dict[str, Any]:
+    cfg = read_config(folder)
+    count = parameters(cfg)
+    return {
+        "path": str(folder), "family": family_of(cfg), "total_params": count.total, "active_params": count.active,
+        "mtp_params": count.mtp, "vocab": cfg.vocab, "max_length": cfg.max_length,
+        "flops_per_token": forward_flops(cfg, 1, 1, 1), "cache_bytes_per_token": cache_bytes(cfg),
+        "disk_bytes": sum(p.stat().st_size for p in folder.iterdir() if p.is_file()),
+        "config": cfg.model_dump(mode="json"),
+    }  # fmt: skip
+
+
+__all__ = ["describe"]
