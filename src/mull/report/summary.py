@@ -208,7 +208,7 @@ def summarise(folder: Path, exams: Sequence[Exam] | None = None) -> Row:
 def read_models(folder: Path, order: Sequence[str]) -> list[Row]:
     """Name and size of every finished model, in the order the stages made them."""
     found = []
-    for config in (folder / "models").glob("*/config.json"):
+    for config in (folder / "models").glob("[!.]*/config.json"):  # a dot: half written
         cfg = read_config(config.parent)
         count = parameters(cfg)
         found.append({

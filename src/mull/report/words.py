@@ -1,0 +1,89 @@
+"""Numbers as people read them. Every figure in a report is written by one of these."""
+
+from __future__ import annotations
+
+from mull.ledger import money
+
+THIN = "\u202f"  # narrow no-break space: between a number and its unit
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    return "–" if share is None else f"{100 * share:.{digits}f}{THIN}%"
+
+
+def interval(pair: list[float] | tuple[float, float] | None) -> str:
+    """[0.801, 0.864] -> 80.1–86.4, without the sign."""
+    return "" if pair is None else f"{100 * pair[0]:.1f}–{100 * pair[1]:.1f}"
+
+
+def points(difference: float) -> str:
+    """A difference of shares, signed, in percentage points."""
+    return f"{100 * difference:+.1f}".replace("-", "−")
+
+
+def count(n: float | None) -> str:
+    """1234567 -> 1.23 M."""
+    if n is None:
+        return "–"
+    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if n >= size * 0.9995:
+            return f"{n / size:.3g}{THIN}{unit}" if n < size * 999.5 else f"{n / size:,.0f}{THIN}{unit}"
+    return f"{n:,.0f}"
+
+
+def flops(n: float) -> str:
+    for size, unit in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G")):
+        if n >= size:
+            return f"{n / size:.3g}{THIN}{unit}FLOP"
+    return f"{n / 1e6:.3g}{THIN}MFLOP" if n else "–"
+
+
+def clock(seconds: float) -> str:
+    if seconds < 0.95:
+        return f"{seconds:.1f}{THIN}s"
+    if seconds < 90:
+        return f"{seconds:.0f}{THIN}s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f}{THIN}min"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours}{THIN}h {minutes:02d}{THIN}min"
+
+
+def energy(kwh: float) -> str:
+    return f"{kwh:.2f}{THIN}kWh" if kwh >= 1 else f"{1000 * kwh:.3g}{THIN}Wh"
+
+
+def memory(size: float | None) -> str:
+    if size is None:
+        return "–"
+    return f"{size / 2**30:.2f}{THIN}GiB" if size >= 2**30 else f"{size / 2**20:.0f}{THIN}MiB"
+
+
+def per_thousand(usd: float | None) -> str:
+    """Money for a thousand solved problems; one alone costs too little to read."""
+    return "no bound" if usd is None else money(1000 * usd)
+
+
+def probability(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+
+
+def shown(text: str, most: int = 6000) -> str:
+    """A model's text fit to show: controls made visible, broken surrogates replaced, the middle of a long one cut."""
+    if len(text) > most:
+        text = f"{text[: most * 2 // 3]}\n[… {len(text) - most:,} characters left out …]\n{text[-most // 3 :]}"
+    clean = text.encode("utf-8", "replace").decode("utf-8")
+    return "".join(_visible(c) for c in clean)
+
+
+def _visible(c: str) -> str:
+    if c in "\n\t" or c.isprintable():
+        return c
+    code = ord(c)
+    return chr(0x2400 + code) if code < 32 else "\u2421" if code == 127 else c if c.isspace() else "\ufffd"
+
+
+__all__ = [
+    "THIN", "clock", "count", "energy", "flops", "interval", "memory", "money", "per_thousand", "percent", "points",
+    "probability", "shown",
+]  # fmt: skip
