@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mull.model.config import ModelConfig, Yarn
+from mull.ops.norm import rms_norm
 
 
 class RMSNorm(nn.Module):
@@ -23,7 +24,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return rms_norm(x, self.weight, self.eps)
 
 
 class SwiGLU(nn.Module):
@@ -94,10 +95,20 @@ class Rotary(nn.Module):
 
 
 def rotate(x_THR: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
-    """Turn each pair by its angle. Pairs are neighbours (DeepSeek) or half the width apart (Llama, Qwen).
+    """Turn each pair by its angle. Pairs are neighbours (DeepSeek) or half the width apart (Llama, Qwen); they stay so.
 
-    The result holds all first members, then all second ones. Queries and keys share that order, so their products
-    are those of either layout.
+    Neighbours are one complex number: on a CPU a single product instead of six strided ones.
     """
-    first, second = (x_THR[..., 0::2], x_THR[..., 1::2]) if interleaved else x_THR.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    if not interleaved:
+        first, second = x_THR.chunk(2, dim=-1)
+        return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    pairs_THr2 = x_THR.unflatten(-1, (-1, 2))
+    if x_THR.dtype == torch.float32 and x_THR.device.type == "cpu" and _complex(pairs_THr2):
+        return torch.view_as_real(torch.view_as_complex(pairs_THr2) * torch.complex(cos, sin)).flatten(-2)
+    first, second = pairs_THr2.unbind(-1)
+    return torch.stack((first * cos - second * sin, second * cos + first * sin), dim=-1).flatten(-2)
+
+
+def _complex(pairs: Tensor) -> bool:
+    """Whether memory holds whole pairs, as a slice that begins at an odd place does not."""
+    return pairs.storage_offset() % 2 == 0 and all(stride % 2 == 0 for stride in pairs.stride()[:-1])
