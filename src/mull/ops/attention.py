@@ -23,7 +23,7 @@ from mull.ops.permute import from_groups, to_groups
 class Documents:
     """Where each document of a packed stream begins and ends. Lengths are in tokens, each at least 1."""
 
-    def __init__(self, lengths: Sequence[int], device: torch.device | str = "cpu", waste: float = 0.2):
+    def __init__(self, lengths: Sequence[int], device: torch.device | str = "cpu", waste: float = 0.05):
         assert lengths and min(lengths) > 0
         self.lengths = tuple(int(n) for n in lengths)
         self.tokens = sum(self.lengths)
@@ -103,6 +103,9 @@ def attend_window(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: float
     rows, heads, new, _ = q.shape
     shared = heads // k.shape[1]
     q = q.reshape(rows, k.shape[1], shared * new, q.shape[-1])  # heads that share keys are extra queries of one product
-    score = (q @ k.transpose(-1, -2)).view(rows, heads, new, -1).float() * scale
-    weight = score.masked_fill(~visible, float("-inf")).softmax(dim=-1).to(v.dtype)
+    if shared * new < 16:  # keys on the left: a product with a handful of rows on the left takes twice as long
+        score = (k @ q.transpose(-1, -2)).transpose(-1, -2).reshape(rows, heads, new, -1)
+    else:
+        score = (q @ k.transpose(-1, -2)).view(rows, heads, new, -1)
+    weight = torch.where(visible, score.float() * scale, float("-inf")).softmax(dim=-1).to(v.dtype)
     return (weight.view(rows, v.shape[1], shared * new, -1) @ v).view(rows, heads, new, v.shape[-1])
