@@ -60,7 +60,7 @@ class Router(nn.Module):
 
 def sequence_balance(score_TE: Tensor, expert_TK: Tensor, documents: Documents) -> Tensor:
     """Mean over documents of sum_i f_i P_i (eq. 17-20): 1 when loads are even, larger when they are not."""
-    tokens, experts = score_TE.shape
+    experts = score_TE.shape[1]
     chosen = expert_TK.shape[1]
     docs = len(documents.lengths)
     length_G1 = torch.tensor(documents.lengths, device=score_TE.device, dtype=torch.float32)[:, None]

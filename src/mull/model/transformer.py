@@ -38,7 +38,7 @@ class Block(nn.Module):
 
 
 class MTPLayer(nn.Module):
-    """Multi-token prediction (arXiv 2412.19437, 2.2): from the state at i and token i+1, the state that predicts i+2."""
+    """Multi-token prediction (arXiv 2412.19437, 2.2): from state i and token i+1, the state that predicts i+2."""
 
     def __init__(self, cfg: ModelConfig, layer: int):
         super().__init__()

@@ -75,7 +75,7 @@ class Tokenizer:
             raise UserError(f"{path} cannot be read: {error}.") from None
 
     def save(self, folder: Path) -> None:
-        """tokenizer.json and tokenizer_config.json, as transformers' AutoTokenizer and llama.cpp's converter read them."""
+        """tokenizer.json and tokenizer_config.json, as AutoTokenizer and llama.cpp's converter read them."""
         folder.mkdir(parents=True, exist_ok=True)
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
