@@ -18,7 +18,7 @@ from mull.report import words
 from mull.report.svg import Frame, Point, join, line, picture, rolling, tag, thin, ticks, titled
 
 Line = Mapping[str, Any]  # of metrics.jsonl
-WIDE, HALF, SMALL = 760, 460, 230
+WIDE, HALF, SMALL = 920, 460, 280
 MOST_POINTS = 160  # per line; means of more
 MOST_CELLS = 2400  # of a heat map
 MOST_LAYERS = 8
@@ -87,16 +87,17 @@ def bands(metrics: Sequence[Line], left: float, right: float) -> list[Band]:
     return found
 
 
-def _banners(found: Sequence[Band], colours: Colours, top: float, bottom: float) -> Markup:
-    """The shaded stretches, the stages' names above them, steps and time beneath."""
+def _banners(found: Sequence[Band], colours: Colours, top: float, bottom: float, shade: bool = True) -> Markup:
+    """The stretches, shaded in turn, with the stages' names above them and steps and time beneath."""
     parts: list[Markup] = []
     for i, band in enumerate(found):
         middle, width = (band.left + band.right) / 2, band.right - band.left
         room = max(3, int((width - 6) / 6.6))
         name = band.stage if len(band.stage) <= room else band.stage[: room - 1] + "…"
         told = f"{band.stage}: {band.steps:,.0f} steps in {words.clock(band.seconds)}"
-        shade = {"x": band.left, "y": top, "width": width, "height": bottom - top}
-        parts.append(titled("rect", told, class_="band" if i % 2 else "band even", **shade))
+        if shade:
+            box = {"x": band.left, "y": top, "width": width, "height": bottom - top}
+            parts.append(titled("rect", told, class_="band" if i % 2 else "band even", **box))
         parts.append(tag("text", name, x=middle, y=top - 8, class_=f"name {colours.of(band.stage)}",
                          text_anchor="middle"))  # fmt: skip
         steps = f"{band.steps:,.0f} steps" if width > 70 else f"{band.steps:,.0f}"
@@ -141,7 +142,7 @@ def over_steps(
     low = min(0.0, min(y for _, y in points))
     frame = Frame(44, 14, width - 14, height - 30, (points[0][0], max(points[-1][0], points[0][0] + 1)), (low, high))
     marks = ticks(low, high, 4 if height > 150 else 2)
-    feet = ticks(*frame.x_range, 4 if width > SMALL else 2)
+    feet = ticks(*frame.x_range, 4) if width > SMALL else [points[0][0], points[-1][0]]
     smooth = thin(rolling(points, max(3, len(points) // 15)), MOST_POINTS)
     write = words.percent if share else lambda value, _digits: f"{value:.3g}"
     first, last = (write(y, 0) for y in (smooth[0][1], smooth[-1][1]))
@@ -172,7 +173,7 @@ def expert_load(metrics: Sequence[Line], colours: Colours) -> Markup | None:
     block = cell * experts + 12
     top, parts = 28.0, []
     bottom = top + block * len(chosen) - 12
-    parts.append(_banners(found, colours, top, bottom))
+    parts.append(_banners(found, colours, top, bottom, shade=False))
     for k, layer in enumerate(chosen):
         y = top + k * block
         middle = y + (block - 12) / 2 + 4
@@ -232,8 +233,9 @@ def bar(row: Mapping[str, Any], colour: str) -> Markup | None:
         tag("title", said),
         tag("rect", x=0, y=0, width=100, height=10, class_="track"),
         tag("rect", x=0, y=0, width=value, height=10, class_=f"bar {kind} {colour}"),
+        tag("line", x1=low, x2=high, y1=5, y2=5, class_="halo"),
         tag("line", x1=low, x2=high, y1=5, y2=5, class_="whisker"),
-        *(tag("line", x1=x, x2=x, y1=2.4, y2=7.6, class_="whisker") for x in (low, high)),
+        *(tag("line", x1=x, x2=x, y1=2.2, y2=7.8, class_="whisker") for x in (low, high)),
     ]
     return picture(100, 10, said, join(parts), preserveAspectRatio="none", class_="barline")
 
@@ -276,14 +278,19 @@ def frontier(rows: Sequence[Mapping[str, Any]], colours: Colours) -> Markup | No
         return None
     costs = [math.log10(1000 * row["usd_per_solved"]) for row in rows]
     low, high = min(costs) - 0.12, max(costs) + 0.3
-    frame = Frame(44, 14, HALF - 14, 232, (low, high), (0.0, 1.0))
-    exponents = [(m, e) for e in range(math.floor(low), math.ceil(high) + 1) for m in (1, 2, 5)]
+    floor = math.floor(10 * min(row["ci95"][0] for row in rows)) / 10  # dots, not bars: the scale need not start at 0
+    ceiling = max(floor + 0.1, math.ceil(10 * max(row["ci95"][1] for row in rows)) / 10)
+    frame = Frame(44, 14, HALF - 14, 232, (low, high), (floor, ceiling))
+    marks = ticks(floor, ceiling, 4)
+    digits = (1, 2, 5) if high - low > 0.8 else range(1, 10)
+    exponents = [(m, e) for e in range(math.floor(low), math.ceil(high) + 1) for m in digits]
     feet = [math.log10(m) + e for m, e in exponents]
     prices = [words.money(m * 10.0**e) for m, e in exponents]
     named = [(foot, price) for foot, price in zip(feet, prices, strict=True) if low <= foot <= high]
     named = named[:: max(1, math.ceil(len(named) / 5))]
     parts = [
-        frame.grid([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100 %"]),
+        frame.grid(marks, [words.percent(mark, 0) for mark in marks]),
+        tag("line", x1=frame.left, x2=frame.right, y1=frame.bottom, y2=frame.bottom, class_="axis"),
         frame.feet([foot for foot, _ in named], [name for _, name in named]),
     ]
     for row, cost in zip(rows, costs, strict=True):

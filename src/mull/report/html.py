@@ -18,7 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from mull.ledger import Rates
 from mull.report import figures, words
 from mull.report.figures import Colours
-from mull.report.summary import ALL_TASKS, Exam, Row, read_exams, summarise
+from mull.report.summary import ALL_TASKS, TEACHER, Exam, Row, read_exams, summarise
 from mull.run import Run, write_atomic
 from mull.types import Rollout
 
@@ -51,9 +51,10 @@ def render(summary: Row, metrics: Sequence[Row], exams: Sequence[Exam]) -> str:
         "facts": _facts(summary, chief),
         "cards": _cards(summary),
         "verdicts": _verdicts(summary),
-        "outcomes": [row for row in summary["overall"] if row["outcomes"]],
+        "outcomes": _in_order(summary, [row for row in summary["overall"] if row["outcomes"]]),
         "outcome_names": list(dict.fromkeys(o for row in summary["overall"] for o in row["outcomes"])),
         "models": _sizes(summary, chief),
+        "students": _students(summary, chief),
         "frontier": figures.frontier(_examined(summary, chief), colours),
         "losses": figures.losses(metrics, colours),
         "learning": _learning(metrics, colours),
@@ -140,7 +141,8 @@ def _findings(summary: Row, chief: Row | None) -> list[str]:
         if row["kind"] == "thinking":
             sentences.append(f"Thinking first, against answering at once with the same weights: {size}.")
         else:
-            sentences.append(f"{row['a']['model']} against {row['b']['model']}, on the same problems: {size}.")
+            why = f" ({row['why']})" if row["why"] else ""
+            sentences.append(f"{row['a']['model']} against {row['b']['model']}{why}: {size}.")
     return sentences
 
 
@@ -152,9 +154,9 @@ def _facts(summary: Row, chief: Row | None) -> list[tuple[str, str]]:
         found.append((words.per_thousand(chief["usd_per_solved"]), "per 1,000 solved"))
     if model:
         found.append((words.count(model["total_params"]), "parameters"))
-    found += [(words.clock(total["seconds"]), "in all"), (words.money(total["usd"]), "in all")]
+    found += [(words.clock(total["seconds"]), "of machine time"), (words.money(total["usd"]), "for all of it")]
     if total["peak_rss_bytes"]:
-        found.append((words.memory(total["peak_rss_bytes"]), "memory at most"))
+        found.append((words.memory(total["peak_rss_bytes"]), "of memory at most"))
     return found
 
 
@@ -176,10 +178,18 @@ def _cards(summary: Row) -> list[Row]:
                  "split": row["split"], "n": row["n"], "samples": row["samples"], "rows": []},
             )  # fmt: skip
             card["rows"].append(row)
-    order = {name: i for i, name in enumerate(_models(summary))}
     for card in cards.values():
-        card["rows"].sort(key=lambda row: (order[row["model"]], not row["thinking"]))
+        card["rows"] = _in_order(summary, card["rows"])
     return list(cards.values())
+
+
+def _in_order(summary: Row, rows: Sequence[Row]) -> list[Row]:
+    """By stage and label as they stand, then as the models were made, thinking first."""
+    order = {name: i for i, name in enumerate(_models(summary))}
+    groups = list(dict.fromkeys((row["stage"], row["label"]) for row in rows))
+    return sorted(
+        rows, key=lambda r: (groups.index((r["stage"], r["label"])), order[r["model"]], not r["thinking"])
+    )  # fmt: skip
 
 
 def _title(row: Row) -> str:
@@ -197,11 +207,28 @@ def _whole(comparisons: Sequence[Row]) -> list[Row]:
 
 
 def _verdicts(summary: Row) -> Row:
+    """Comparisons in the order of their weight: over all tasks, thinking; the rest folded away."""
     rows = summary["comparisons"]
+    labels = list(dict.fromkeys(row["label"] for row in rows))
+    order = {name: i for i, name in enumerate(_models(summary))}
     reach = max((abs(end) for row in rows for end in row["ci95"]), default=1.0)
     single = len({row["task"] for row in rows}) <= 2  # all tasks, and the one there is
-    by_task = [] if single else [row for row in rows if row["task"] != ALL_TASKS]
-    return {"whole": _whole(rows), "by_task": by_task, "reach": min(1.0, max(0.05, reach))}
+    whole = _whole(rows)
+    thinks = {row["a"]["model"] for row in whole if row["a"]["thinking"]}
+    return {
+        "thinking": sorted(
+            (row for row in whole if row["kind"] == "thinking"),
+            key=lambda row: (labels.index(row["label"]), order[row["a"]["model"]]),
+        ),
+        "models": [r for r in whole if r["kind"] == "models" and (r["a"]["thinking"] or r["a"]["model"] not in thinks)],
+        "rest": [
+            row for row in rows
+            if (row["task"] != ALL_TASKS and not single)
+            or (row["task"] == ALL_TASKS and row["kind"] == "models" and not row["a"]["thinking"]
+                and row["a"]["model"] in thinks)
+        ],
+        "reach": min(1.0, max(0.05, reach)),
+    }  # fmt: skip
 
 
 def _examined(summary: Row, chief: Row | None) -> list[Row]:
@@ -227,6 +254,29 @@ def _sizes(summary: Row, chief: Row | None) -> list[Row]:
         {"name": name, "size": sizes.get(name), "exam": examined.get(name), "result": name == chief_name}
         for name in names
     ]
+
+
+def _students(summary: Row, chief: Row | None) -> list[str]:
+    """Each student beside its teacher, a sentence each: size, capability, price."""
+    sizes = {model["name"]: model for model in summary["models"]}
+    exams = {row["model"]: row for row in _examined(summary, chief)}
+    sentences = []
+    for row in _whole(summary["comparisons"]):
+        a, b = row["a"]["model"], row["b"]["model"]
+        if row["why"] != TEACHER or chief is None or row["label"] != chief["label"]:
+            continue
+        if row["a"]["thinking"] != chief["thinking"] or a not in sizes or b not in sizes:
+            continue
+        active = sizes[a]["active_params"] / sizes[b]["active_params"]
+        ends = " to ".join(words.points(end) for end in row["ci95"])
+        ours, theirs = (exams[name]["usd_per_solved"] if name in exams else None for name in (a, b))
+        price = f" at {ours / theirs:.2f} times the price" if ours and theirs else ""
+        sentences.append(
+            f"{a} reads {words.percent(active, 0)} of the weights that its teacher {b} reads per token, and solves "
+            f"{words.percent(row['a']['accuracy'])} against {words.percent(row['b']['accuracy'])}{price} "
+            f"(difference {words.points(row['difference'])} points, {ends})."
+        )
+    return sentences
 
 
 def _learning(metrics: Sequence[Row], colours: Colours) -> list[Row]:

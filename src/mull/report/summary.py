@@ -19,6 +19,7 @@ from typing import Any
 
 from mull.config import build
 from mull.ledger import Rates
+from mull.model.config import ModelConfig
 from mull.model.families import read_config
 from mull.model.flops import parameters
 from mull.report import stats
@@ -27,6 +28,8 @@ from mull.types import OUTCOMES, Rollout, UserError, read_rollouts
 
 SHOWN = 6  # rollouts of an exam kept whole, to show: so many right and so many not
 ALL_TASKS = "all tasks"
+HELD_OUT = "held-out"
+TEACHER = "its teacher"
 
 Row = dict[str, Any]
 Key = tuple[Any, ...]
@@ -124,7 +127,7 @@ def _repeated(problems: Sequence[Sequence[Answer]]) -> Row:
 
 
 def read_exams(folder: Path) -> list[Exam]:
-    """Every exam of the run in `folder`. Raises UserError for a file that cannot be understood."""
+    """Every exam in `folder`, held-out ones first. Raises UserError for a file that cannot be understood."""
     exams = []
     for noted in sorted((folder / "rollouts").glob("*.json")):
         answers = noted.with_suffix(".jsonl")
@@ -133,7 +136,7 @@ def read_exams(folder: Path) -> list[Exam]:
         facts = _facts(noted)
         rollouts = read_rollouts(answers)
         exams.append(Exam(_row(rollouts, facts), _by_problem(rollouts, facts), _to_show(rollouts)))
-    return exams
+    return sorted(exams, key=lambda exam: (exam.row["label"] != HELD_OUT, exam.row["label"]))
 
 
 def _facts(path: Path) -> Row:
@@ -185,7 +188,7 @@ def summarise(folder: Path, exams: Sequence[Exam] | None = None) -> Row:
     run = Run(folder, rates, quiet=True)
     machine = run.facts(MACHINE)
     stages: list[Row] = [stage | {"done": run.done(stage["name"])} for stage in run.ledger.stages()]
-    models = read_models(folder, [stage["name"] for stage in stages])
+    models = read_models(folder, [stage["name"] for stage in stages], config.get("outside") or {})
     result = _result(folder, models)
     return {
         "name": config.get("name") or folder.resolve().name,
@@ -205,20 +208,24 @@ def summarise(folder: Path, exams: Sequence[Exam] | None = None) -> Row:
     }
 
 
-def read_models(folder: Path, order: Sequence[str]) -> list[Row]:
-    """Name and size of every finished model, in the order the stages made them."""
-    found = []
-    for config in (folder / "models").glob("[!.]*/config.json"):  # a dot: half written
-        cfg = read_config(config.parent)
-        count = parameters(cfg)
-        found.append({
-            "name": config.parent.name, "total_params": count.total, "active_params": count.active,
-            "mtp_params": count.mtp, "layers": cfg.layers, "width": cfg.width, "experts": cfg.experts,
-            "active_experts": cfg.active_experts if cfg.experts else 0, "shared_experts": cfg.shared_experts,
-            "vocab": cfg.vocab, "latent_attention": cfg.latent,
-        })  # fmt: skip
+def read_models(folder: Path, order: Sequence[str], outside: Mapping[str, str]) -> list[Row]:
+    """Name and size of every finished model, in the order the stages made them; then of those made elsewhere."""
+    made = {path.parent.name: path.parent for path in (folder / "models").glob("[!.]*/config.json")}
     place = {name: i for i, name in enumerate(order)}
-    return sorted(found, key=lambda model: (place.get(model["name"], len(place)), model["name"]))
+    names = sorted(made, key=lambda name: (place.get(name, len(place)), name))
+    found = [_model(name, read_config(made[name])) for name in names]
+    elsewhere = {name: Path(where) for name, where in outside.items() if name not in made}
+    return found + [_model(n, read_config(where)) for n, where in elsewhere.items() if (where / "config.json").exists()]
+
+
+def _model(name: str, cfg: ModelConfig) -> Row:
+    count = parameters(cfg)
+    return {
+        "name": name, "total_params": count.total, "active_params": count.active, "mtp_params": count.mtp,
+        "layers": cfg.layers, "width": cfg.width, "vocab": cfg.vocab, "latent_attention": cfg.latent,
+        "experts": cfg.experts, "active_experts": cfg.active_experts if cfg.experts else 0,
+        "shared_experts": cfg.shared_experts,
+    }  # fmt: skip
 
 
 def _result(folder: Path, models: Sequence[Row]) -> str:
@@ -228,22 +235,22 @@ def _result(folder: Path, models: Sequence[Row]) -> str:
     return models[-1]["name"] if models else ""
 
 
-def planned(config: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Which models a recipe was made to compare: RL with plain training of the same length and with its own start; a
-    student with its teacher."""
+def planned(config: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """(a, b, what b is to a): the pairs of models that a recipe was made to compare."""
     stages = [stage for stage in config.get("stage", []) if isinstance(stage, Mapping)]
     pairs = []
     for stage in stages:
         name, kind = stage.get("name", ""), stage.get("kind")
         if kind == "rl":
-            pairs += [(name, other["name"]) for other in stages if other.get("as_long_as") == name]
-            pairs.append((name, stage.get("init", "")))
+            longer = [other["name"] for other in stages if other.get("as_long_as") == name]
+            pairs += [(name, other, "as much time spent on more fine-tuning") for other in longer]
+            pairs.append((name, stage.get("init", ""), "what it started from"))
         elif kind == "distill":
-            pairs.append((name, stage.get("teacher", "")))
+            pairs.append((name, stage.get("teacher", ""), TEACHER))
     return pairs
 
 
-def comparisons(exams: Sequence[Exam], pairs: Sequence[tuple[str, str]]) -> list[Row]:
+def comparisons(exams: Sequence[Exam], pairs: Sequence[tuple[str, str, str]]) -> list[Row]:
     """Paired differences: thinking against not, then the planned pairs of models (or all, if nothing was planned)."""
     shares: dict[Key, dict[str, dict[Key, float]]] = {}  # (label, model, thinking) -> task -> problem -> share
     for exam in exams:
@@ -258,22 +265,22 @@ def comparisons(exams: Sequence[Exam], pairs: Sequence[tuple[str, str]]) -> list
             by_task.setdefault(name, {}).update(solved)
     models = list(dict.fromkeys(model for _, model, _ in shares))
     labels = list(dict.fromkeys(label for label, _, _ in shares))
-    pairs = pairs or [(b, a) for i, a in enumerate(models) for b in models[i + 1 :]]
-    wanted = [("thinking", (m, True), (m, False)) for m in models]
-    wanted += [("models", (a, mode), (b, mode)) for a, b in pairs for mode in (True, False)]
+    pairs = pairs or [(b, a, "") for i, a in enumerate(models) for b in models[i + 1 :]]
+    wanted = [("thinking", "the same weights, answering at once", (m, True), (m, False)) for m in models]
+    wanted += [("models", why, (a, mode), (b, mode)) for a, b, why in pairs for mode in (True, False)]
     found = []
     for label in labels:
-        for kind, a, b in wanted:
+        for kind, why, a, b in wanted:
             left, right = shares.get((label, *a), {}), shares.get((label, *b), {})
             results = ((task, stats.paired(left[task], right[task])) for task in left if task in right)
-            found += [_comparison(kind, label, task, a, b, result) for task, result in results if result]
+            found += [_comparison(kind, why, label, task, a, b, result) for task, result in results if result]
     return found
 
 
-def _comparison(kind: str, label: str, task: str, a: Key, b: Key, result: stats.Paired) -> Row:
+def _comparison(kind: str, why: str, label: str, task: str, a: Key, b: Key, result: stats.Paired) -> Row:
     verdict = "no difference shown" if result.p >= 0.05 else "better" if result.difference > 0 else "worse"
     return {
-        "kind": kind, "label": label, "task": task,
+        "kind": kind, "why": why, "label": label, "task": task,
         "a": {"model": a[0], "thinking": a[1], "accuracy": result.a},
         "b": {"model": b[0], "thinking": b[1], "accuracy": result.b},
         "n": result.n, "difference": result.difference, "ci95": [result.low, result.high],
@@ -293,6 +300,6 @@ def _json(path: Path) -> Row:
 
 
 __all__ = [
-    "ALL_TASKS", "Answer", "Exam", "comparisons", "evaluate_row", "figures", "overall", "read_exams", "rows",
+    "ALL_TASKS", "TEACHER", "Answer", "Exam", "comparisons", "evaluate_row", "figures", "overall", "read_exams", "rows",
     "summarise",
 ]  # fmt: skip

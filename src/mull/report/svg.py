@@ -78,8 +78,7 @@ def rolling(points: Sequence[Point], width: int) -> list[Point]:
     half = width // 2
     smooth = []
     for i, (x, _) in enumerate(points):
-        reach = min(half, i, len(points) - 1 - i)  # symmetric, so that a trend is not bent at the ends
-        part = points[i - reach : i + reach + 1]
+        part = points[max(0, i - half) : i + half + 1]
         smooth.append((x, sum(y for _, y in part) / len(part)))
     return smooth
 

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from mull.ledger import money
+import math
 
 THIN = "\u202f"  # narrow no-break space: between a number and its unit
+
+
+def money(usd: float) -> str:
+    """Dollars, to two digits that mean something: $12.34, $0.17, $0.0038."""
+    if usd <= 0:
+        return "$0"
+    if usd >= 0.995:
+        return f"${usd:,.2f}"
+    digits = max(2, 1 - math.floor(math.log10(usd)))
+    return f"${usd:.{digits}f}" if digits <= 9 else "<$0.000000001"
 
 
 def percent(share: float | None, digits: int = 1) -> str:
@@ -59,6 +69,12 @@ def memory(size: float | None) -> str:
     return f"{size / 2**30:.2f}{THIN}GiB" if size >= 2**30 else f"{size / 2**20:.0f}{THIN}MiB"
 
 
+def price_range(pair: list[float | None]) -> str:
+    """Of a thousand solved problems; without an upper end where none may be solved."""
+    low, high = (None if usd is None else money(1000 * usd) for usd in pair)
+    return f"{low}–{high}" if high else f"{low} or more" if low else ""
+
+
 def per_thousand(usd: float | None) -> str:
     """Money for a thousand solved problems; one alone costs too little to read."""
     return "no bound" if usd is None else money(1000 * usd)
@@ -85,5 +101,5 @@ def _visible(c: str) -> str:
 
 __all__ = [
     "THIN", "clock", "count", "energy", "flops", "interval", "memory", "money", "per_thousand", "percent", "points",
-    "probability", "shown",
+    "price_range", "probability", "shown",
 ]  # fmt: skip
