@@ -16,7 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from mull.ledger import money
-from mull.report.words import clock, count, energy, flops, interval, memory, percent
+from mull.report.words import clock, count, energy, flops, interval, percent
+from mull.tasks import TAUGHT
 from mull.types import Message, Problem
 
 PIPED_WIDTH = 120  # columns where nobody's terminal says how many there are
@@ -61,16 +62,24 @@ def print_run(folder: Path, report: Row) -> None:
     """Accuracy, bill, where the report is, what to type next."""
     out = _out()
     if report["overall"]:
-        out.print(_accuracy(report["overall"]))
-        if len({row["task"] for row in report["evals"]}) > 1:
-            out.print(_by_task(report["evals"]))
-    out.print(_bill(report))
+        order = [model["name"] for model in report["models"]]
+        overall, by_task = (_ordered(report[key], order) for key in ("overall", "evals"))
+        out.print(_accuracy(overall), "")
+        if len({row["task"] for row in by_task}) > 1:
+            out.print(_by_task(by_task), "")
+    out.print(_bill(report), "")
     out.print(Text(f"Report: {folder / 'report.html'}"), soft_wrap=True)
     if report["model"]:
         out.print(Text(f"Talk with it: {command('chat', str(folder))}"), soft_wrap=True)
         if report["evals"]:
-            question = command("ask", str(folder), _question(report["evals"][0]["task"]))
+            question = command("ask", str(folder), _question(report["evals"][0]))
             out.print(Text(f"Ask it:       {question}"), soft_wrap=True)
+
+
+def _ordered(rows: Sequence[Row], models: Sequence[str]) -> list[Row]:
+    """Models as they were made, thinking first, labels and tasks as they come."""
+    place = {name: i for i, name in enumerate(models)}
+    return sorted(rows, key=lambda row: (place.get(row["model"], -1), not row["thinking"]))
 
 
 def _accuracy(rows: Sequence[Row]) -> Table:
@@ -120,11 +129,11 @@ def _costs(row: Row) -> list[str]:
     return [clock(row["seconds"]), count(row["tokens"]), flops(row["flops"]), energy(row["kwh"]), money(row["usd"])]
 
 
-def _question(task: str) -> str:
-    from mull.tasks import TAUGHT
-
-    worked = TAUGHT.get(task) or next(iter(TAUGHT.values()))
-    return worked.problems("test", 1)[0].messages[-1].content
+def _question(row: Row) -> str:
+    """One like those of an exam, where that costs nothing to make."""
+    if row["task"] not in TAUGHT:
+        return "..."
+    return TAUGHT[row["task"]].problems(row["split"], 1, **row.get("size", {}))[0].messages[-1].content
 
 
 # models, tasks, recipes
@@ -156,7 +165,7 @@ def _spelt(facts: Row) -> dict[str, str]:
             "parameters": f"{count(facts['total_params'])} in all, {count(facts['active_params'])} active per token",
             "family": facts["family"], "vocabulary": str(facts["vocab"]), "length": f"{facts['max_length']} tokens",
             "compute": f"{flops(facts['flops_per_token'])} per token",
-            "cache": f"{facts['cache_bytes_per_token']:,} bytes per token", "on disk": memory(facts["disk_bytes"]),
+            "cache": f"{facts['cache_bytes_per_token']:,} bytes per token", "on disk": f"{count(facts['disk_bytes'])}B",
         }  # fmt: skip
     return lines
 

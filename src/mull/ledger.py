@@ -145,11 +145,11 @@ class Entry:
     rates: Rates
     meter: Meter
     session: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
-    began: float = field(default_factory=time.perf_counter)
+    began: float = field(default_factory=lambda: time.perf_counter())
     tokens: int = 0
     flops: float = 0.0
     ledger: Ledger | None = None
-    saved: float = field(default_factory=time.perf_counter)
+    saved: float = field(default_factory=lambda: time.perf_counter())
 
     def add(self, tokens: int = 0, flops: float = 0.0) -> None:
         self.tokens += tokens

@@ -49,13 +49,13 @@ def speak(deltas: Iterator[Delta], console: Console) -> Completion:
     for delta in deltas:
         if delta.reasoning:
             thought = True
-            console.print(Text(delta.reasoning, style="dim"), end="", soft_wrap=True)
+            console.print(Text(_plain(delta.reasoning), style="dim"), end="", soft_wrap=True)
         text = delta.text if said else delta.text.lstrip()
         if text:
             if thought and not said:
                 console.print()
             said = True
-            sys.stdout.write(text)
+            sys.stdout.write(_plain(text) if sys.stdout.isatty() else text)
             sys.stdout.flush()
         completion = delta.completion or completion
     if said:
@@ -65,6 +65,11 @@ def speak(deltas: Iterator[Delta], console: Console) -> Completion:
         console.print()
     assert completion is not None
     return completion
+
+
+def _plain(text: str) -> str:
+    """Without what a terminal would take as a command: a model may write anything."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
 
 
 def tally(model: Model, completion: Completion, console: Console) -> None:
