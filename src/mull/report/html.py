@@ -46,7 +46,7 @@ def render(summary: Row, metrics: Sequence[Row], exams: Sequence[Exam]) -> str:
     context = {
         "name": summary["name"],
         "about": summary["about"],
-        "headline": _headline(summary, chief),
+        "headline": _headline(summary, chief, bool(metrics)),
         "findings": _findings(summary, chief),
         "facts": _facts(summary, chief),
         "cards": _cards(summary),
@@ -96,7 +96,7 @@ def _chief(summary: Row) -> Row | None:
     return rank[1] if rank else None
 
 
-def _headline(summary: Row, chief: Row | None) -> str:
+def _headline(summary: Row, chief: Row | None, begun: bool) -> str:
     model, stages = summary["model"], summary["stages"]
     took = f"in {words.clock(summary['total']['seconds'])} for {words.money(summary['total']['usd'])}"
     trained = any(stage["kind"] != "evaluate" for stage in stages)
@@ -112,7 +112,7 @@ def _headline(summary: Row, chief: Row | None) -> str:
         done = sum(stage["done"] for stage in stages)
         return f"A run in progress: {done} of {len(stages)} stages begun are done, {took} so far."
     else:
-        return "Nothing has been trained or examined here yet."
+        return "A run in its first moments." if begun else "Nothing has been trained or examined here yet."
     if chief is None:
         return f"{subject} has not been examined yet."
     kind = "held-out" if chief["label"] == "held-out" else chief["label"]
@@ -164,17 +164,17 @@ def _cards(summary: Row) -> list[Row]:
     """Per label and task a card with a row for each model and mode; all tasks together first."""
     tasks_of: dict[tuple[str, str], set[str]] = {}
     for row in summary["evals"]:
-        tasks_of.setdefault((row.get("stage", ""), row["label"]), set()).add(_title(row))
-    several = len({row.get("stage", "") for row in summary["evals"]}) > 1
+        tasks_of.setdefault((row["stage"], row["label"]), set()).add(_title(row))
+    several = len({row["stage"] for row in summary["evals"]}) > 1
     cards: dict[tuple[str, str, str], Row] = {}
     for whole in (True, False):
         for row in summary["overall"] if whole else summary["evals"]:
-            stage = row.get("stage", "")
+            stage = row["stage"]
             if whole and len(tasks_of[stage, row["label"]]) == 1:
                 continue  # the one task's own card says the same
             card = cards.setdefault(
                 (stage, row["label"], _title(row)),
-                {"title": _title(row), "label": row["label"], "stage": stage if several else "", "whole": whole,
+                {"title": _title(row), "label": row["label"], "stage": stage if several else "",
                  "split": row["split"], "n": row["n"], "samples": row["samples"], "rows": []},
             )  # fmt: skip
             card["rows"].append(row)
@@ -193,7 +193,7 @@ def _in_order(summary: Row, rows: Sequence[Row]) -> list[Row]:
 
 
 def _title(row: Row) -> str:
-    size = ", ".join(f"{name} {_range(value)}" for name, value in row.get("size", {}).items())
+    size = ", ".join(f"{name} {_range(value)}" for name, value in row["size"].items()) if "size" in row else ""
     return f"{row['task']} ({size})" if size else row["task"]
 
 

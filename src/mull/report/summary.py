@@ -61,7 +61,7 @@ def _row(rollouts: Sequence[Rollout], facts: Mapping[str, Any]) -> Row:
     first = rollouts[0] if rollouts else None
     who = {
         "model": first.model if first else "", "task": first.problem.task if first else "",
-        "thinking": first.thinking if first else True,
+        "thinking": first.thinking if first else True, "stage": "", "size": {},
     }  # fmt: skip
     return who | dict(facts) | figures(_by_problem(rollouts, facts), facts["seconds"], facts["usd"])
 
@@ -134,9 +134,13 @@ def read_exams(folder: Path) -> list[Exam]:
         if not answers.exists():
             continue  # the exam was interrupted before its end
         facts = _facts(noted)
-        rollouts = read_rollouts(answers)
-        exams.append(Exam(_row(rollouts, facts), _by_problem(rollouts, facts), _to_show(rollouts)))
-    return sorted(exams, key=lambda exam: (exam.row["label"] != HELD_OUT, exam.row["label"]))
+        exams.append(exam(read_rollouts(answers), facts))
+    return sorted(exams, key=lambda found: (found.row["label"] != HELD_OUT, found.row["label"]))
+
+
+def exam(rollouts: Sequence[Rollout], facts: Mapping[str, Any]) -> Exam:
+    """`facts` are those that evaluate_row wants by name."""
+    return Exam(_row(rollouts, facts), _by_problem(rollouts, facts), _to_show(rollouts))
 
 
 def _facts(path: Path) -> Row:
@@ -164,7 +168,7 @@ def overall(exams: Sequence[Exam]) -> list[Row]:
     groups: dict[Key, list[Exam]] = {}
     for exam in exams:
         row = exam.row
-        key = (row.get("stage", ""), row["model"], row["label"], row["split"], row["thinking"])
+        key = (row["stage"], row["model"], row["label"], row["split"], row["thinking"])
         groups.setdefault(key, []).append(exam)
     found = []
     for (stage, model, label, split, thinking), members in groups.items():
@@ -300,6 +304,6 @@ def _json(path: Path) -> Row:
 
 
 __all__ = [
-    "ALL_TASKS", "TEACHER", "Answer", "Exam", "comparisons", "evaluate_row", "figures", "overall", "read_exams", "rows",
-    "summarise",
+    "ALL_TASKS", "TEACHER", "Answer", "Exam", "comparisons", "evaluate_row", "exam", "figures", "overall", "read_exams",
+    "rows", "summarise",
 ]  # fmt: skip
