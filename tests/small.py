@@ -1,0 +1,92 @@
+"""Models small enough to build in milliseconds, one per way of being a model, and a tokenizer for them."""
+
+from __future__ import annotations
+
+import random
+from functools import cache
+
+import torch
+
+from mull.data.batch import Example
+from mull.model.config import ModelConfig, Yarn
+from mull.model.transformer import Transformer
+from mull.text.chat import Chat
+from mull.text.tokenizer import Tokenizer
+
+VOCAB = 300
+GQA = ModelConfig(vocab=VOCAB, width=32, layers=2, heads=4, kv_heads=2, head_dim=16, ffn=48, max_length=128)
+MLA = ModelConfig(
+    vocab=VOCAB, width=32, layers=2, heads=2, q_rank=24, kv_rank=16, nope_dim=8, rope_dim=8, v_dim=12, ffn=48,
+    max_length=128,
+)  # fmt: skip
+MOE = MLA.model_copy(
+    update={
+        "layers": 3, "dense_layers": 1, "experts": 8, "active_experts": 2, "shared_experts": 1, "expert_ffn": 16,
+        "mtp_layers": 1,
+    }
+)  # fmt: skip
+YARN = Yarn(factor=4.0, original_length=32, beta_fast=32.0, beta_slow=1.0, mscale=1.0, mscale_all_dim=1.0)
+
+SHAPES: dict[str, ModelConfig] = {
+    "mla": MLA,
+    "mla, queries in one matrix": MLA.model_copy(update={"q_rank": 0}),
+    "mla, values wider than keys": MLA.model_copy(update={"v_dim": 24}),
+    "moe": MOE,
+    "moe, no mtp, two dense": MOE.model_copy(update={"mtp_layers": 0, "dense_layers": 2}),
+    "moe, groups": MOE.model_copy(update={"groups": 4, "active_groups": 2, "router_scale": 2.5}),
+    "moe, two shared, not renormalised": MOE.model_copy(update={"shared_experts": 2, "renormalise": False}),
+    "moe, tied": MOE.model_copy(update={"tied": True}),
+    "moe, two mtp layers": MOE.model_copy(update={"mtp_layers": 2}),
+    "moe, yarn": MOE.model_copy(update={"yarn": YARN}),
+    "yarn, no mscale": MLA.model_copy(update={"yarn": YARN.model_copy(update={"mscale": 0.0, "mscale_all_dim": 0.0})}),
+    "yarn, mscales differ": MLA.model_copy(update={"yarn": YARN.model_copy(update={"mscale": 0.7})}),
+    "llama": GQA.model_copy(update={"rope_interleaved": False}),
+    "llama, tied": GQA.model_copy(update={"rope_interleaved": False, "tied": True}),
+    "qwen2": GQA.model_copy(update={"rope_interleaved": False, "qkv_bias": True, "tied": True}),
+    "gqa, interleaved": GQA,
+    "gqa moe": GQA.model_copy(
+        update={
+            "rope_interleaved": False, "layers": 3, "dense_layers": 1, "experts": 4, "active_experts": 2,
+            "shared_experts": 1, "expert_ffn": 16,
+        }
+    ),
+}  # fmt: skip
+
+
+def model_of(cfg: ModelConfig, seed: int = 0, std: float = 0.2) -> Transformer:
+    """A model whose every number is drawn, norms, biases and routers' biases too: nothing is hidden by ones and zeros."""
+    model = Transformer(cfg.model_copy(update={"init_std": std})).initialise(seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            if name.endswith("bias"):
+                tensor.copy_(torch.empty(tensor.shape).normal_(0, 0.1, generator=generator))
+            elif "norm" in name:
+                tensor.copy_(torch.empty(tensor.shape).uniform_(0.5, 1.5, generator=generator))
+    return model.eval()
+
+
+def tokens_of(count: int, seed: int = 0, vocab: int = VOCAB) -> list[int]:
+    draw = random.Random(seed)
+    return [draw.randrange(5, vocab) for _ in range(count)]
+
+
+def examples_of(*lengths: int, seed: int = 0, learnt: float = 1.0) -> list[Example]:
+    """Examples of random tokens; each token is learnt with probability `learnt`, the last always."""
+    draw = random.Random(seed)
+    return [
+        Example(tokens_of(n, seed * 1000 + i), [int(draw.random() < learnt) for _ in range(n - 1)] + [1])
+        for i, n in enumerate(lengths)
+    ]
+
+
+TEXTS = [
+    f"What is {a} + {b}? The answer is {a + b}.\nAnd then 'twas héllo, wörld 你好 🙂"
+    for a in range(30)
+    for b in (7, 81)
+]
+
+
+@cache
+def chat() -> Chat:
+    return Chat(Tokenizer.train(TEXTS, VOCAB))

@@ -1,0 +1,114 @@
+"""Analytic counts against torch's counter, which watches what is really multiplied."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from small import SHAPES, examples_of, model_of, tokens_of
+from torch.utils.flop_counter import FlopCounterMode
+
+import mull.model.attention
+import mull.model.moe
+from mull.data.batch import collate
+from mull.engine.cache import Cache, SlotWindow
+from mull.model.config import PRESETS
+from mull.model.flops import cache_bytes, decoding_flops, forward_flops, parameters, training_flops
+from mull.model.transformer import Transformer, count_parameters
+from mull.ops.attention import attend_plain
+from mull.ops.experts import routed_plain
+from mull.train.trainer import TrainConfig, Trainer
+
+# Documents of one length: a counter sees what kernels compute, padding included; we count what is needed.
+LENGTH, COUNT = 24, 6
+
+
+@contextmanager
+def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[FlopCounterMode]:
+    """The plain twins, whose every product is a matmul: the counter has no formula for the CPU's fused attention
+    and counts a grouped product as if each token met every expert."""
+    monkeypatch.setattr(mull.model.attention, "attend", attend_plain)
+    monkeypatch.setattr(mull.model.moe, "routed", routed_plain)
+    with FlopCounterMode(display=False) as counter:
+        yield counter
+
+
+def spare(cfg, lengths: list[int]) -> int:
+    """What a plain causal product computes beyond the n (n + 1) / 2 pairs that are needed."""
+    return sum(n * n - n * (n + 1) // 2 for n in lengths) * 2 * cfg.heads * (cfg.qk_dim + cfg.value_dim)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_forward(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg, lengths = SHAPES[name], [LENGTH] * COUNT
+    model, batch = model_of(cfg), collate(examples_of(*lengths))
+    with torch.no_grad(), counted(monkeypatch) as counter:
+        model.logits(model(batch.tokens_T, batch.documents)[batch.predict_N])
+    pairs = sum(n * (n + 1) // 2 for n in lengths)
+    want = forward_flops(cfg, batch.tokens, pairs, len(batch.predict_N)) + cfg.layers * spare(cfg, lengths)
+    assert counter.get_total_flops() == pytest.approx(want, rel=0.02)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_training(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A whole optimiser step. AdamW and clipping multiply no matrices."""
+    cfg, lengths = SHAPES[name], [LENGTH] * COUNT
+    model, batch = model_of(cfg), collate(examples_of(*lengths))
+    trainer = Trainer(model.train(), TrainConfig(), 10)
+    with counted(monkeypatch) as counter:
+        trainer.train_step([batch])
+    layers = cfg.layers + cfg.mtp_layers
+    want = training_flops(cfg, lengths, len(batch.predict_N)) + 3 * layers * spare(cfg, lengths)
+    assert counter.get_total_flops() == pytest.approx(want, rel=0.02)
+
+
+@pytest.mark.parametrize("name", ["mla", "moe", "llama", "gqa moe"])
+def test_decoding(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Token by token over a cache. Windows are rounded up, so the counter runs on windows that are not."""
+    cfg, prompt, made = SHAPES[name], 10, 14
+    model, ids = model_of(cfg), tokens_of(prompt + made)
+    cache = Cache(cfg, torch.device("cpu"), torch.float32)
+    cache.reserve(1, len(ids))
+    with torch.inference_mode(), counted(monkeypatch) as counter:
+        for at in range(len(ids)):
+            where = torch.tensor([at])
+            hidden = model.extend(torch.tensor([ids[at]]), where, SlotWindow(cache, 0, where[None], at + 1))
+            if at >= prompt:
+                model.logits(hidden)
+    assert counter.get_total_flops() == pytest.approx(decoding_flops(cfg, prompt, made), rel=0.02)
+
+
+@pytest.mark.parametrize("name", [*SHAPES, *PRESETS])
+def test_parameters_are_those_of_the_model(name: str) -> None:
+    cfg = (SHAPES | PRESETS)[name]
+    counted_ = parameters(cfg)
+    assert counted_.total + counted_.mtp == count_parameters(Transformer(cfg))
+    idle = (cfg.experts - cfg.active_experts) * 3 * cfg.width * cfg.expert_ffn
+    mixtures = sum(cfg.is_moe(layer) for layer in range(cfg.layers))
+    assert counted_.total - counted_.active == idle * mixtures
+
+
+@pytest.mark.parametrize("name", ["mla", "llama"])
+def test_cache_bytes_are_those_of_the_cache(name: str) -> None:
+    cfg = SHAPES[name]
+    cache = Cache(cfg, torch.device("cpu"), torch.float32)
+    cache.reserve(3, 64)
+    stored = sum(t.numel() * t.element_size() for layer in cache.store for t in layer)
+    assert stored == cache_bytes(cfg) * 3 * 64
+
+
+def test_the_published_models_sizes() -> None:
+    """DeepSeek-V3: 671 B parameters, 37 B active, 70 KB of cache per token in bf16."""
+    cfg = PRESETS["tiny-moe"].model_copy(
+        update={
+            "vocab": 129280, "width": 7168, "layers": 61, "heads": 128, "q_rank": 1536, "kv_rank": 512, "nope_dim": 128,
+            "rope_dim": 64, "v_dim": 128, "ffn": 18432, "dense_layers": 3, "experts": 256, "active_experts": 8,
+            "shared_experts": 1, "expert_ffn": 2048, "groups": 8, "active_groups": 4,
+        }
+    )  # fmt: skip
+    counted_ = parameters(cfg)
+    assert counted_.total == pytest.approx(671e9, rel=0.002)
+    assert counted_.active == pytest.approx(37.5e9, rel=0.03)
+    assert cache_bytes(cfg, element=2) == 70272

@@ -1,0 +1,107 @@
+"""Packed attention against its plain twin, and what documents may know of one another: nothing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mull.ops.attention import Documents, attend, attend_plain, attend_window
+
+lengths = st.lists(st.integers(1, 40), min_size=1, max_size=12)
+
+
+def qkv(tokens: int, heads: int, kv_heads: int, qk: int, v: int, dtype: torch.dtype = torch.float64):
+    generator = torch.Generator().manual_seed(tokens)
+    shapes = (tokens, heads, qk), (tokens, kv_heads, qk), (tokens, kv_heads, v)
+    return [torch.randn(s, generator=generator, dtype=dtype).requires_grad_() for s in shapes]
+
+
+@settings(deadline=None, max_examples=40)
+@given(lengths, st.floats(0, 0.9))
+def test_groups_hold_every_token_once(sizes: list[int], waste: float) -> None:
+    documents = Documents(sizes, waste=waste)
+    assert documents.tokens == sum(sizes)
+    assert documents.positions_T.tolist() == [i for n in sizes for i in range(n)]
+    assert documents.index_T.tolist() == [k for k, n in enumerate(sizes) for _ in range(n)]
+    assert sum(g for g, _ in documents.shapes) == len(sizes)
+    assert documents.index_P[documents.home_T].tolist() == list(range(sum(sizes)))
+    assert len(documents.index_P) <= sum(sizes) / (1 - waste) + 1e-6  # padding stays within what was allowed
+
+
+@settings(deadline=None, max_examples=15)
+@given(
+    lengths, st.sampled_from([(2, 2, 8, 8), (4, 2, 8, 8), (4, 1, 6, 6), (2, 2, 8, 5), (2, 2, 6, 10)]), st.floats(0, 0.6)
+)
+def test_attention_equals_its_plain_twin(sizes: list[int], shape: tuple[int, int, int, int], waste: float) -> None:
+    """Forward and all three gradients, in double precision, whatever the lengths and the grouping."""
+    inputs, documents = qkv(sum(sizes), *shape), Documents(sizes, waste=waste)
+    fast, plain = attend(*inputs, documents, 0.3), attend_plain(*inputs, documents, 0.3)
+    torch.testing.assert_close(fast, plain, atol=1e-6, rtol=1e-6)  # the twin's softmax is in fp32
+    up = torch.randn(fast.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    for a, b in zip(
+        torch.autograd.grad((fast * up).sum(), inputs), torch.autograd.grad((plain * up).sum(), inputs), strict=True
+    ):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.lists(st.integers(1, 30), min_size=2, max_size=8), st.data())
+def test_a_document_never_sees_another(sizes: list[int], data: st.DataObject) -> None:
+    """New contents for one document leave the others' outputs and gradients equal to the bit."""
+    changed = data.draw(st.integers(0, len(sizes) - 1))
+    documents = Documents(sizes)
+    here = documents.index_T == changed
+
+    def outputs(shift: float) -> list[torch.Tensor]:
+        inputs = qkv(sum(sizes), 2, 2, 8, 8, torch.float32)
+        with torch.no_grad():
+            for x in inputs:
+                x[here] += shift
+        out = attend(*inputs, documents, 0.3)
+        return [out.detach(), *torch.autograd.grad((out**2).sum(), inputs)]
+
+    for before, after in zip(outputs(0.0), outputs(1.0), strict=True):
+        assert torch.equal(before[~here], after[~here])
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(2, 30), st.data())
+def test_no_token_sees_a_later_one(length: int, data: st.DataObject) -> None:
+    at = data.draw(st.integers(1, length - 1))
+    q, k, v = qkv(length, 2, 1, 8, 8, torch.float32)
+    documents = Documents([length])
+    before = attend(q, k, v, documents, 0.3)
+    with torch.no_grad():
+        for x in (q, k, v):
+            x[at:] += 1.0
+    after = attend(q, k, v, documents, 0.3)
+    assert torch.equal(before[:at], after[:at])
+    assert not torch.equal(before[at:], after[at:])
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (4, 1), (32, 1)])
+@pytest.mark.parametrize("new", [1, 3, 20])
+def test_window_attention_is_masked_softmax(heads: int, kv_heads: int, new: int) -> None:
+    """Both orders of the product: few queries per key, and many."""
+    generator = torch.Generator().manual_seed(0)
+    rows, seen = 3, 24
+    q = torch.randn(rows, heads, new, 8, generator=generator)
+    k = torch.randn(rows, kv_heads, seen, 8, generator=generator)
+    v = torch.randn(rows, kv_heads, seen, 6, generator=generator)
+    visible = torch.rand(rows, 1, new, seen, generator=generator) < 0.5
+    visible[..., 0] = True
+    want = torch.nn.functional.scaled_dot_product_attention(
+        q, k.repeat_interleave(heads // kv_heads, 1), v.repeat_interleave(heads // kv_heads, 1), visible, scale=0.3
+    )
+    torch.testing.assert_close(attend_window(q, k, v, visible, 0.3), want, atol=1e-5, rtol=1e-5)
+
+
+def test_what_is_hidden_in_a_window_cannot_leak() -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 2, n, 8, generator=generator) for n in (1, 10, 10))
+    visible = torch.arange(10).expand(2, 1, 1, 10) < 7
+    before = attend_window(q, k, v, visible, 0.3)
+    k[:, :, 7:], v[:, :, 7:] = 1e6, 1e6
+    assert torch.equal(before, attend_window(q, k, v, visible, 0.3))
