@@ -299,6 +299,7 @@ def test_a_model_that_is_not_there_or_damaged_is_one_line(refused: Refused, done
     weights.write_bytes(whole)
     (model / "tokenizer.json").write_text("{")
     assert "tokenizer.json" in refused("ask", model, "x")
+    shutil.copy(done / "models" / "student" / "tokenizer.json", model)
     (model / "config.json").write_text('{"model_type": "lama"}')
     assert "Did you mean 'llama'?" in refused("ask", model, "x")
 

@@ -1,0 +1,166 @@
+"""mull from Python, on the tiny run's models."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import mull
+from mull.api import Model
+from mull.locate import find_run, locate
+from mull.types import Completion, Delta, Message, UserError
+
+QUESTION = "Find the Greatest Common Divisor (GCD) of these numbers: 2, 3. Give only the GCD as your final answer."
+
+
+@pytest.fixture(scope="module")
+def model(done: Path) -> Model:
+    return mull.load(f"{done}:taught")
+
+
+def said(completion: Completion) -> tuple[object, ...]:
+    return completion.tokens, completion.text, completion.reasoning, completion.finish
+
+
+def test_importing_mull_loads_nothing():
+    code = "import sys, mull; print(sorted({'torch', 'pydantic', 'rich'} & set(sys.modules)), mull.__version__)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == f"[] {mull.__version__}\n"
+
+
+# generating
+
+
+def test_a_text_gives_one_answer_and_a_list_gives_as_many(model: Model):
+    one = model.generate(QUESTION, max_tokens=40)
+    assert isinstance(one, Completion)
+    assert one.finish == "stop"
+    assert one.reasoning
+    assert said(model.generate([Message("user", QUESTION)], max_tokens=40)) == said(one)
+    assert said(model.generate([{"role": "user", "content": QUESTION}], max_tokens=40)) == said(one)
+    many = model.generate([QUESTION, "hi", QUESTION], max_tokens=40)
+    assert said(many[0]) == said(many[2]) == said(one)
+    assert model.generate([[Message("user", QUESTION)]], max_tokens=40)[0].text == one.text
+    assert model.generate([]) == []
+
+
+def test_without_thinking_there_is_no_reasoning(model: Model):
+    assert model.generate(QUESTION, thinking=False).reasoning == ""
+
+
+def test_draws_depend_on_the_seed_and_the_place_in_the_list(model: Model):
+    same = [model.generate("hi", temperature=1.0, max_tokens=30, seed=s).tokens for s in (1, 1, 2)]
+    assert same[0] == same[1] != same[2]
+    first, second = model.generate(["hi", "hi"], temperature=1.0, max_tokens=30, seed=1)
+    assert first.tokens == same[0] != second.tokens
+
+
+def test_a_stream_is_the_same_answer_in_pieces(model: Model):
+    whole = model.generate(QUESTION, max_tokens=40)
+    deltas = list(model.stream(QUESTION, max_tokens=40))
+    assert all(isinstance(delta, Delta) for delta in deltas)
+    assert "".join(delta.reasoning for delta in deltas).strip("\n") == whole.reasoning
+    assert "".join(delta.text for delta in deltas).strip() == whole.text
+    assert [delta.completion is not None for delta in deltas] == [False] * (len(deltas) - 1) + [True]
+    assert deltas[-1].completion is not None
+    assert said(deltas[-1].completion) == said(whole)
+
+
+def test_scores_are_the_log_probabilities_of_what_was_drawn(model: Model):
+    answer = model.generate("hi", temperature=1.0, max_tokens=20)
+    prompt = model.chat.encode([Message("user", "hi")])
+    scores = model.score([*prompt, *answer.tokens])
+    assert scores[0] == 0
+    assert scores[len(prompt) :] == pytest.approx(list(answer.logprobs), abs=1e-4)
+    rows = model.score([prompt, [*prompt, *answer.tokens]])
+    assert rows[1] == pytest.approx(scores, abs=1e-4)
+    assert model.score([]) == []
+
+
+def test_an_answer_has_a_price(model: Model):
+    answer = model.generate("hi", max_tokens=20)
+    bill = model.price(answer)
+    assert bill.usd == pytest.approx(answer.seconds / 3600 * 0.10)
+    assert bill.tokens == len(answer.tokens)
+    assert bill.flops > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"max_tokens": 0}, "max_tokens must be at least 1"),
+        ({"temperature": -1.0}, "temperature must be"),
+        ({"temperature": float("inf")}, "temperature must be"),
+        ({"top_p": 0.0}, "top_p must be above 0"),
+        ({"top_k": -1}, "top_k must be 0"),
+    ],
+)
+def test_options_out_of_range_are_refused(model: Model, options: dict, said: str):
+    with pytest.raises(UserError, match=said):
+        model.generate("hi", **options)
+
+
+def test_prompts_that_make_no_sense_are_refused(model: Model):
+    for prompt, why in (
+        ("", "empty"),
+        ([Message("user", " ")], "empty"),
+        ("1 " * 200, "this model holds 128"),
+        ([Message("robot", "hi")], "There is no role 'robot'"),
+        ([{"role": "user"}], "A message lacks 'content'"),
+    ):
+        with pytest.raises(UserError, match=why):
+            model.generate(prompt)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="outside this model's vocabulary of 300"):
+        model.score([300])
+
+
+# loading
+
+
+def test_a_run_stands_for_its_result(done: Path):
+    assert mull.load(done).folder == done / "models" / "student"
+    assert mull.load(str(done / "models" / "taught")).config.experts == 4
+
+
+def test_what_a_model_argument_may_be(done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    result = locate(done)
+    assert (result.name, result.run) == ("student", done)
+    assert locate(f"{done}:base").folder == locate(done / "models" / "base").folder
+    assert locate(done / "models" / "base").run == done.resolve()
+    shutil.copytree(done / "models" / "base", tmp_path / "alone")
+    assert locate(tmp_path / "alone").run is None
+    monkeypatch.chdir(tmp_path / "alone")
+    assert locate(".").name == "alone"
+    for wrong, why in (
+        (f"{done}:bas", "Did you mean 'base'?"),
+        (done / "report.json", "is a file; give the directory of a model or run"),
+        (tmp_path, "neither a model nor a run"),
+        (tmp_path / "alon", "There is no model or run at .*alon. Did you mean 'alone'?"),
+        (tmp_path / "no" / "where", "There is no model or run at"),
+        (f"{tmp_path}:base", "holds no run"),
+    ):
+        with pytest.raises(UserError, match=why):
+            locate(wrong)
+    with pytest.raises(UserError, match="holds no run"):
+        find_run(tmp_path / "alone")
+
+
+def test_a_run_with_a_broken_result_says_so(done: Path, tmp_path: Path):
+    run = shutil.copytree(done, tmp_path / "run")
+    (run / "models" / "result.json").write_text("{")
+    with pytest.raises(UserError, match=r"result.json cannot be read .*; name a model"):
+        locate(run)
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_nearly_the_same_scores(done: Path, model: Model):
+    assert torch.cuda.is_available()
+    prompt = model.chat.encode([Message("user", QUESTION)])
+    there = mull.load(f"{done}:taught", device="cuda")
+    assert there.score(prompt) == pytest.approx(model.score(prompt), abs=0.1)  # bf16
+    assert there.generate(QUESTION, max_tokens=40).tokens

@@ -1,0 +1,171 @@
+"""Recipes: what is checked before the first stage, what a run is known by, and how stages follow one another."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import content
+
+from mull.config import build, fingerprint
+from mull.locate import locate
+from mull.run import Run
+from mull.stages import recipe
+from mull.stages.evaluate import EvaluateConfig
+from mull.stages.recipe import Recipe
+from mull.types import UserError, read_rollouts
+
+
+@pytest.fixture
+def plain(tiny: Path) -> dict[str, Any]:
+    return recipe.load(str(tiny), []).model_dump(mode="json")
+
+
+def mistake(raw: dict[str, Any]) -> str:
+    with pytest.raises(UserError) as caught:
+        recipe.check(build(Recipe, raw, "x"))
+    return str(caught.value)
+
+
+def of(raw: dict[str, Any], name: str) -> dict[str, Any]:
+    return next(stage for stage in raw["stage"] if stage["name"] == name)
+
+
+# checks
+
+
+def test_bundled_recipes_name_themselves_and_pass():
+    for name in recipe.bundled():
+        found = recipe.load(name, [])
+        assert found.name == name
+        assert found.about
+
+
+def test_an_evaluation_makes_no_model(plain: dict[str, Any]):
+    plain["stage"].append({"kind": "sft", "name": "more", "init": "exam", "steps": 1, "tasks": [{"task": "gcd"}]})
+    assert mistake(plain) == "Stage 'more' needs the model 'exam', which no stage before it makes."
+
+
+def test_an_exam_is_for_models_of_its_stage(plain: dict[str, Any]):
+    of(plain, "exam")["exams"][0]["models"] = ["base"]
+    assert "an exam is for 'base', which is not among models" in mistake(plain)
+
+
+def test_something_must_be_there_to_learn_from(plain: dict[str, Any], tmp_path: Path):
+    base, student = of(plain, "base"), of(plain, "student")
+    base["tasks"] = []
+    assert mistake(plain) == "Stage 'base': there is nothing to learn from; give tasks, files or both."
+    base["files"] = [str(tmp_path / "*.txt")]
+    assert f"Stage 'base': No text file matches '{tmp_path}/*.txt'." == mistake(plain)
+    (tmp_path / "a.txt").write_text("once upon a time")
+    recipe.check(build(Recipe, plain, "x"))
+    student["tasks"] = []
+    assert mistake(plain) == "Stage 'student': it needs tasks for fresh answers."
+    student |= {"fresh": 0, "on_policy_steps": 0}
+    recipe.check(build(Recipe, plain, "x"))
+    student["reuse"] = []
+    assert "there is nothing to learn from; give reuse, fresh or both." in mistake(plain)
+
+
+def test_a_model_from_outside_must_be_there(plain: dict[str, Any], done: Path, tmp_path: Path):
+    plain["outside"] = {"old": str(tmp_path)}
+    assert mistake(plain) == f"outside.old: {tmp_path} is no model directory."
+    plain["outside"] = {"old": str(done / "models" / "base")}
+    of(plain, "taught")["init"] = "old"
+    recipe.check(build(Recipe, plain, "x"))
+    plain["outside"]["base"] = plain["outside"]["old"]
+    assert "Two models are named 'base'" in mistake(plain)
+
+
+# identity
+
+
+def test_a_run_is_known_by_its_recipe_and_the_models_from_outside(tiny: Path, done: Path, tmp_path: Path):
+    ours = recipe.load(str(tiny), [])
+    opened = json.loads((done / "config.json").read_text())
+    assert opened["config"] == recipe.identity(ours)
+    assert opened["fingerprint"] == fingerprint(recipe.identity(ours))
+    model = shutil.copytree(done / "models" / "base", tmp_path / "model")
+    with_outside = ours.model_copy(update={"outside": {"old": str(model)}})
+    before = recipe.identity(with_outside)
+    assert recipe.identity(with_outside) == before
+    weights = bytearray((model / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (model / "model.safetensors").write_bytes(weights)
+    assert recipe.identity(with_outside)["weights"] != before["weights"]
+
+
+def test_an_examination_is_a_recipe_of_one_stage(done: Path):
+    plan = recipe.examination(
+        locate(f"{done}:taught"), ["gcd", "products"], {}, seed=3, device="cpu", n=5, thinking=[True]
+    )
+    [stage] = plan.stage
+    assert isinstance(stage, EvaluateConfig)
+    assert stage.models == ["taught"]
+    assert [exam.task for exam in stage.exams] == ["gcd", "products"]
+    assert (stage.n, plan.seed, plan.model.experts) == (5, 3, 4)
+
+
+# running
+
+
+@pytest.fixture
+def copy(done: Path, tmp_path: Path, tiny: Path) -> Iterator[Run]:
+    """The finished run, open, in a place of its own."""
+    shutil.copytree(done, tmp_path / "run")
+    plan = recipe.load(str(tiny), [])
+    run = Run.open(tmp_path / "run", recipe.identity(plan), rates=plan.rates, quiet=True)
+    yield run
+    run.close()
+
+
+def test_a_finished_run_is_left_as_it_is(copy: Run, tiny: Path):
+    plan = recipe.load(str(tiny), [])
+    assert recipe.finished(plan, copy)
+    before = content(copy.path)
+    recipe.main(plan, copy)
+    assert content(copy.path) == before
+
+
+def test_a_stage_that_is_not_done_is_done_again_alone(copy: Run, tiny: Path):
+    plan = recipe.load(str(tiny), [])
+    before = content(copy.path / "models")
+    copy.note("student", done=False)
+    shutil.rmtree(copy.model_dir("student"))
+    copy.note("exam", done=False)
+    assert not recipe.finished(plan, copy)
+    recipe.main(plan, copy)
+    assert recipe.finished(plan, copy)
+    assert content(copy.path / "models") == before
+
+
+def test_a_set_of_answers_on_disk_is_not_asked_again(copy: Run, tiny: Path):
+    plan = recipe.load(str(tiny), [])
+    sets = sorted(copy.rollouts_path("x").parent.glob("exam_*.jsonl"))
+    assert len(sets) == 4
+    kept = {path: path.stat().st_mtime_ns for path in sets[1:]}
+    answers = [r.completion.tokens for r in read_rollouts(sets[0])]
+    sets[0].unlink()
+    copy.note("exam", done=False)
+    recipe.main(plan, copy)
+    assert [r.completion.tokens for r in read_rollouts(sets[0])] == answers
+    assert {path: path.stat().st_mtime_ns for path in sets[1:]} == kept
+
+
+def test_the_last_model_is_the_result_unless_one_is_named(done: Path, copy: Run, tiny: Path):
+    assert json.loads((done / "models" / "result.json").read_text()) == {"model": "student"}
+    recipe.main(recipe.load(str(tiny), ["result=taught"]), copy)
+    assert json.loads((copy.path / "models" / "result.json").read_text()) == {"model": "taught"}
+
+
+def test_a_model_that_went_missing_is_named(copy: Run, tiny: Path):
+    copy.note("exam", done=False)
+    for path in copy.rollouts_path("x").parent.glob("exam_*"):
+        path.unlink()
+    shutil.rmtree(copy.model_dir("student"))
+    with pytest.raises(UserError, match="No stage has made the model 'student'; there are base, practised, taught"):
+        recipe.main(recipe.load(str(tiny), []), copy)
