@@ -324,3 +324,8 @@ def test_money_has_two_digits_that_mean_something(usd, written):
 ])  # fmt: skip
 def test_counts_have_three_digits(n, written):
     assert numbers(words.count(n)) == written
+
+
+@pytest.mark.parametrize(("share", "written"), [(0.0612, "+6.1"), (-0.2, "−20.0"), (0.0, "0.0"), (-0.0001, "0.0")])
+def test_differences_are_signed_points(share, written):
+    assert words.points(share) == written

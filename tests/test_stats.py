@@ -162,6 +162,9 @@ def test_agreement_on_everything_is_no_proof_of_equality():
     assert same.low < -0.1 and same.high > 0.1
     assert same.p == 1.0
     assert stats.problems_needed(same) is None
+    once = stats.paired(dict.fromkeys(range(50), 1.0), dict.fromkeys(range(50), 1.0) | {7: 0.0})
+    assert once is not None and once.difference > 0
+    assert stats.problems_needed(once) is None  # one disagreement says nothing about how many problems it takes
 
 
 def test_so_many_problems_show_the_difference_four_times_out_of_five():

@@ -50,6 +50,7 @@ def render(summary: Row, metrics: Sequence[Row], exams: Sequence[Exam]) -> str:
         "findings": _findings(summary, chief),
         "facts": _facts(summary, chief),
         "cards": _cards(summary),
+        "repeated": any("maj_k" in row for row in summary["evals"]),
         "verdicts": _verdicts(summary),
         "outcomes": _in_order(summary, [row for row in summary["overall"] if row["outcomes"]]),
         "outcome_names": list(dict.fromkeys(o for row in summary["overall"] for o in row["outcomes"])),
@@ -151,7 +152,8 @@ def _facts(summary: Row, chief: Row | None) -> list[tuple[str, str]]:
     found = []
     if chief:
         found.append((words.percent(chief["accuracy"]), f"solved, {chief['label']}"))
-        found.append((words.per_thousand(chief["usd_per_solved"]), "per 1,000 solved"))
+        if chief["usd_per_solved"]:
+            found.append((words.per_thousand(chief["usd_per_solved"]), "per 1,000 solved"))
     if model:
         found.append((words.count(model["total_params"]), "parameters"))
     found += [(words.clock(total["seconds"]), "of machine time"), (words.money(total["usd"]), "for all of it")]

@@ -21,6 +21,7 @@ K = TypeVar("K")  # what names a problem
 
 Z95 = NormalDist().inv_cdf(0.975)
 POWER80 = NormalDist().inv_cdf(0.8)
+FEW = 10
 
 # No verdict on the answer itself: with more room, another parser or more patience it might have been right.
 UNDECIDED = ("truncated", "unparsed", "disagreed", "timeout")
@@ -139,8 +140,11 @@ def paired(a: Mapping[K, float], b: Mapping[K, float]) -> Paired | None:
 
 
 def problems_needed(found: Paired) -> int | None:
-    """How many problems would show a difference as large as the one seen four times out of five. None if none was."""
-    if not found.difference:
+    """How many problems would show a difference as large as the one seen four times out of five.
+
+    None if none was seen, or on so few disagreements that the number would be a guess.
+    """
+    if not found.difference or found.better + found.worse < FEW:
         return None
     decided = (found.better + found.worse) / found.n
     spread = max(decided - found.difference**2, 0.0)

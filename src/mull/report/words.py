@@ -21,6 +21,11 @@ def percent(share: float | None, digits: int = 1) -> str:
     return "–" if share is None else f"{100 * share:.{digits}f}{THIN}%"
 
 
+def hundred(share: float) -> str:
+    """A share of a hundred, where the sign is understood."""
+    return f"{100 * share:.1f}"
+
+
 def interval(pair: list[float] | tuple[float, float] | None) -> str:
     """[0.801, 0.864] -> 80.1–86.4, without the sign."""
     return "" if pair is None else f"{100 * pair[0]:.1f}–{100 * pair[1]:.1f}"
@@ -28,7 +33,8 @@ def interval(pair: list[float] | tuple[float, float] | None) -> str:
 
 def points(difference: float) -> str:
     """A difference of shares, signed, in percentage points."""
-    return f"{100 * difference:+.1f}".replace("-", "−")
+    written = f"{100 * difference:+.1f}".replace("-", "−")
+    return "0.0" if written in ("+0.0", "−0.0") else written
 
 
 def count(n: float | None) -> str:
@@ -77,7 +83,7 @@ def price_range(pair: list[float | None]) -> str:
 
 def per_thousand(usd: float | None) -> str:
     """Money for a thousand solved problems; one alone costs too little to read."""
-    return "no bound" if usd is None else money(1000 * usd)
+    return "–" if usd is None else money(1000 * usd)
 
 
 def probability(p: float) -> str:
@@ -100,6 +106,6 @@ def _visible(c: str) -> str:
 
 
 __all__ = [
-    "THIN", "clock", "count", "energy", "flops", "interval", "memory", "money", "per_thousand", "percent", "points",
+    "THIN", "clock", "count", "energy", "flops", "hundred", "interval", "memory", "money", "per_thousand", "percent", "points",
     "price_range", "probability", "shown",
 ]  # fmt: skip
