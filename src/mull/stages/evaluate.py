@@ -86,7 +86,7 @@ def main(cfg: EvaluateConfig, ctx: Context) -> None:
 def _path(cfg: EvaluateConfig, ctx: Context, model: str, exam: Exam, thinking: bool):
     size = "-".join(f"{k}={v}" for k, v in sorted(exam.size.items()))
     parts = [cfg.name, model, exam.task.replace("/", "."), exam.label, size, "think" if thinking else "direct"]
-    name = "_".join("".join(c if c.isalnum() or c in "-.=" else "" for c in part) for part in parts if part)
+    name = "_".join("".join(c if c.isalnum() or c in "-_.=," else "" for c in part) for part in parts if part)
     return ctx.run.rollouts_path(name)
 
 
