@@ -160,7 +160,7 @@ def luminance(colour: str) -> float:
 
 def test_the_bill_names_its_assumptions(page):
     text = numbers(page.text)
-    assert "Money is time at $0.2 an hour. Energy: stated 30 W." in text
+    assert "Money is time at $0.20 an hour. Energy: stated 30 W." in text
     assert "Memory at most" in text
 
 

@@ -251,9 +251,10 @@ def _sizes(summary: Row, chief: Row | None) -> list[Row]:
     examined = {row["model"]: row for row in _examined(summary, chief)}
     sizes = {model["name"]: model for model in summary["models"]}
     names = [name for name in _models(summary) if name in sizes or name in examined]
-    chief_name = summary["model"]["name"] if summary["model"] else ""
+    made = {stage["name"] for stage in summary["stages"]}
+    result = summary["model"]["name"] if summary["model"] else ""
     return [
-        {"name": name, "size": sizes.get(name), "exam": examined.get(name), "result": name == chief_name}
+        {"name": name, "size": sizes.get(name), "exam": examined.get(name), "result": name == result and name in made}
         for name in names
     ]
 

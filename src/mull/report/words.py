@@ -106,6 +106,6 @@ def _visible(c: str) -> str:
 
 
 __all__ = [
-    "THIN", "clock", "count", "energy", "flops", "hundred", "interval", "memory", "money", "per_thousand", "percent", "points",
-    "price_range", "probability", "shown",
+    "THIN", "clock", "count", "energy", "flops", "hundred", "interval", "memory", "money", "per_thousand", "percent",
+    "points", "price_range", "probability", "shown",
 ]  # fmt: skip
