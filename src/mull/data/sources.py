@@ -7,6 +7,7 @@ exact resume need. Problems come from the train split only.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from typing import Any
@@ -15,11 +16,13 @@ from pydantic import Field
 
 from mull.config import Config
 from mull.data.batch import Example
-from mull.tasks import TAUGHT, Split, Worked, find
+from mull.tasks import TAUGHT, Split, find
 from mull.text.chat import Chat
 from mull.types import Problem, Rollout, UserError
 
 CHUNK = 256  # problems drawn at a time; part of what a seed means, so changing it changes every run
+
+NUMBER = re.compile(r"\d+")
 
 Source = Callable[[int], Example]
 
@@ -69,42 +72,66 @@ class Problems:
         return held[1][at % len(held[1])]
 
 
-def _worked(name: str) -> Worked:
-    if name not in TAUGHT:
-        raise UserError(f"{find(name).name} has no written solutions to learn from; taught are {', '.join(TAUGHT)}.")
-    return TAUGHT[name]
-
-
 def conversations(draws: Sequence[Draw], chat: Chat, seed: int, direct: float) -> Source:
     """Chat examples of taught tasks. Of every hundred, 100 * `direct` answer at once; the rest think first."""
-    problems = Problems(draws, seed)
-    for draw in draws:
-        _worked(draw.task)
-    share = round(100 * direct)
-
-    def example(i: int) -> Example:
-        problem = problems(i)
-        thinking = (i * 61) % 100 >= share  # 61 and 100 share no factor: exact in every hundred, spread within it
-        return Example(*chat.example([*problem.messages, TAUGHT[problem.task].solution(problem)], thinking=thinking))
-
-    return example
-
-
-def documents(draws: Sequence[Draw], chat: Chat, seed: int) -> Source:
-    """Worked problems as plain documents, every token learnt: question, steps, answer, end of text."""
-    problems = Problems(draws, seed)
-    for draw in draws:
-        _worked(draw.task)
-    tokenizer = chat.tokenizer
+    problems, thinks = _taught(draws, seed), _thinks(direct)
 
     def example(i: int) -> Example:
         problem = problems(i)
         solution = TAUGHT[problem.task].solution(problem)
-        text = f"{problem.messages[-1].content}\n{solution.reasoning}\n{solution.content}"
-        ids = [*tokenizer.encode(text), tokenizer.end_of_text]
-        return Example(ids, [1] * len(ids))
+        return Example(*chat.example([*problem.messages, solution], thinking=thinks(i)))
 
     return example
+
+
+def documents(draws: Sequence[Draw], chat: Chat, seed: int, direct: float) -> Source:
+    """Worked problems as plain documents, every token learnt: question, steps, answer, end of text.
+
+    Of every hundred, 100 * `direct` leave out the steps.
+    """
+    problems, thinks = _taught(draws, seed), _thinks(direct)
+
+    def example(i: int) -> Example:
+        problem = problems(i)
+        solution = TAUGHT[problem.task].solution(problem)
+        steps = [solution.reasoning or ""] if thinks(i) else []
+        return _document(chat, problem.messages[-1].content, *steps, solution.content)
+
+    return example
+
+
+def recitals(draws: Sequence[Draw], chat: Chat, seed: int) -> Source:
+    """Questions whose numbers are said again, each time without the first: practice in copying, no arithmetic.
+
+    A model that has only copied two to four numbers skips one of five; copying is learnt by copying.
+    """
+    problems = Problems(draws, seed)
+
+    def example(i: int) -> Example:
+        question = problems(i).messages[-1].content
+        starts = [number.start() for number in NUMBER.finditer(question)]
+        end = max((number.end() for number in NUMBER.finditer(question)), default=0)
+        return _document(chat, question, *(question[start:end] for start in starts))
+
+    return example
+
+
+def _taught(draws: Sequence[Draw], seed: int) -> Problems:
+    for draw in draws:
+        if draw.task not in TAUGHT:
+            known = ", ".join(TAUGHT)
+            raise UserError(f"{find(draw.task).name} has no written solutions to learn from; taught are {known}.")
+    return Problems(draws, seed)
+
+
+def _thinks(direct: float) -> Callable[[int], bool]:
+    share = round(100 * direct)
+    return lambda i: (i * 61) % 100 >= share  # 61 and 100 share no factor: exact in every hundred, spread within it
+
+
+def _document(chat: Chat, *lines: str) -> Example:
+    ids = [*chat.tokenizer.encode("\n".join(lines)), chat.tokenizer.end_of_text]
+    return Example(ids, [1] * len(ids))
 
 
 def answers(rollouts: Sequence[Rollout], seed: int) -> Source:

@@ -4,7 +4,8 @@
 2. initialise the weights from the seed;
 3. learn to predict every token of every document, the next ones too (multi-token prediction).
 
-Documents are worked problems of the taught tasks, the user's own text files, or both.
+Documents are worked problems of the taught tasks (as many answered at once as step by step), recitals of their numbers,
+the user's own text files, or a mixture.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from pydantic import Field
 
 from mull.data.batch import Stream
 from mull.data.shards import mix, read_texts, shard, write_shard
-from mull.data.sources import Draw, Problems, Source, documents, seed_of
+from mull.data.sources import Draw, Problems, Source, documents, recitals, seed_of
+from mull.model.config import ModelConfig
 from mull.model.transformer import Transformer
 from mull.stages.stage import Context, StageConfig
 from mull.tasks import TAUGHT
-from mull.text.chat import Chat
+from mull.text.chat import ROLES, Chat
 from mull.text.tokenizer import Tokenizer
 from mull.train.trainer import TrainConfig, Trainer
 from mull.types import UserError
@@ -27,11 +29,16 @@ from mull.types import UserError
 
 class PretrainConfig(StageConfig):
     kind: Literal["pretrain"] = "pretrain"
+    model: ModelConfig | None = None  # instead of the recipe's
     steps: int = Field(gt=0)
     batch_tokens: int = Field(default=4096, gt=0)
-    tasks: list[Draw] = []
+    tasks: list[Draw] = []  # worked problems
+    direct: float = Field(default=0.5, ge=0, le=1)  # share of them that go without steps
+    recite: list[Draw] = []  # problems whose numbers are only said again
     files: list[str] = []  # patterns of .txt and .jsonl files
-    text_weight: int = Field(default=1, ge=0)  # documents of `files` per document of `tasks`, where there are both
+    tasks_weight: int = Field(default=1, gt=0)  # the mixture, in documents
+    recite_weight: int = Field(default=1, gt=0)
+    files_weight: int = Field(default=1, gt=0)
     length: int = Field(default=1024, gt=1)  # longer documents are cut
     tokenizer_sample: int = Field(default=3000, gt=0)  # documents of `tasks` the tokenizer is trained on
     train: TrainConfig = TrainConfig()
@@ -39,12 +46,13 @@ class PretrainConfig(StageConfig):
 
 def main(cfg: PretrainConfig, ctx: Context) -> None:
     run, stage = ctx.run, cfg.name
-    if not cfg.tasks and not cfg.files:
-        raise UserError(f"Stage {stage}: nothing to learn from; give tasks, files or both.")
+    if not (cfg.tasks or cfg.recite or cfg.files):
+        raise UserError(f"Stage {stage}: nothing to learn from; give tasks, recite or files.")
     with run.ledger.stage(stage, cfg.kind) as entry:
-        chat = Chat(_tokenizer(cfg, ctx))
+        shape = cfg.model or ctx.model
+        chat = Chat(_tokenizer(cfg, ctx, shape.vocab))
         source = _source(cfg, ctx, chat)
-        model = Transformer(ctx.model).initialise(seed_of(ctx.seed, "weights")).to(ctx.device)
+        model = Transformer(shape).initialise(seed_of(ctx.seed, "weights")).to(ctx.device)
         trainer = Trainer(model, cfg.train, cfg.steps)
         stream = Stream(source, cfg.batch_tokens, ctx.device)
         if (found := trainer.restore(run.stage_dir(stage), run.say)) is not None:
@@ -54,7 +62,7 @@ def main(cfg: PretrainConfig, ctx: Context) -> None:
         ctx.save(stage, model, chat)
 
 
-def _tokenizer(cfg: PretrainConfig, ctx: Context) -> Tokenizer:
+def _tokenizer(cfg: PretrainConfig, ctx: Context, vocab: int) -> Tokenizer:
     """Trained once per run; a run that is continued reads it back."""
     folder = ctx.run.stage_dir(cfg.name) / "tokenizer"
     if (folder / "tokenizer.json").exists():
@@ -65,19 +73,23 @@ def _tokenizer(cfg: PretrainConfig, ctx: Context) -> Tokenizer:
         for i in range(cfg.tokenizer_sample):
             problem = problems(i)
             solution = TAUGHT[problem.task].solution(problem)
-            texts += [problem.messages[-1].content, solution.reasoning or "", solution.content]
+            texts += [*ROLES, problem.messages[-1].content, solution.reasoning or "", solution.content]
     texts += read_texts(cfg.files)
-    tokenizer = Tokenizer.train(texts, ctx.model.vocab)
+    tokenizer = Tokenizer.train(texts, vocab)
     tokenizer.save(folder)
     return tokenizer
 
 
 def _source(cfg: PretrainConfig, ctx: Context, chat: Chat) -> Source:
     seed = seed_of(ctx.seed, cfg.name)
-    sources: list[Source] = [documents(cfg.tasks, chat, seed)] if cfg.tasks else []
+    sources: list[tuple[Source, int]] = []
+    if cfg.tasks:
+        sources.append((documents(cfg.tasks, chat, seed, cfg.direct), cfg.tasks_weight))
+    if cfg.recite:
+        sources.append((recitals(cfg.recite, chat, seed_of(seed, "recite")), cfg.recite_weight))
     if cfg.files:
         stem = ctx.run.stage_dir(cfg.name) / "text"
         if not stem.with_suffix(".ends.npy").exists():
             write_shard(stem, read_texts(cfg.files), chat.tokenizer, cfg.length)
-        sources.append(shard(stem, seed))
-    return sources[0] if len(sources) == 1 else mix(sources, [1, cfg.text_weight], seed)
+        sources.append((shard(stem, seed), cfg.files_weight))
+    return mix(*zip(*sources, strict=True), seed=seed) if len(sources) > 1 else sources[0][0]

@@ -176,7 +176,8 @@ class Gcd(Arithmetic):
         )
 
     def chain(self, problem: Problem) -> str:
-        return chains.gcd(*problem.meta["operands"])
+        a, b = problem.meta["operands"]
+        return chains.gcd(a, b, slips=random.Random(f"{a},{b}"))  # the same chain for a problem wherever it is written
 
 
 def number(rng: random.Random, digits: int) -> int:

@@ -122,7 +122,7 @@ def gcd(a: int, b: int, slips: Random | None = None) -> str:
                 steps.append(_divide(rest, b, slips))
                 rest %= b
         if not steps:
-            lines.append(f"{a}/{b}=0")
+            steps.append(_divide(a, b, slips))
         elif len(steps) > 1:
             lines.append(f"{a}/{b}")
         lines += [line for step in steps for line in step]
@@ -135,7 +135,8 @@ def _divide(rest: int, b: int, slips: Random | None) -> list[str]:
     """The lines of one quotient digit, wrong guesses included. One-digit divisors are a table's work."""
     q = rest // b
     if b < 10 or not q:
-        return [f"{rest}/{b}={q}"]
+        slip = slips is not None and b >= 10 and len(str(rest)) == len(str(b)) and slips.random() < SLIPS
+        return [*(_take_off(rest, b, 1) + ["x"] if slip else []), f"{rest}/{b}={q}"]
     if slips is not None and slips.random() < SLIPS:
         if q > 1 and slips.random() < 0.5:
             first = _take_off(rest, b, q - 1)
