@@ -43,9 +43,9 @@ def save(
         shutil.rmtree(final, ignore_errors=True)
         part.rename(final)
         _sync(folder)
-    except OSError:
+    except (OSError, SafetensorError) as error:  # safetensors has an exception of its own for a full disk
         shutil.rmtree(part, ignore_errors=True)
-        raise
+        raise error if isinstance(error, OSError) else OSError(str(error)) from None
     for old in _all(folder)[:-KEEP]:
         shutil.rmtree(old, ignore_errors=True)
     return final
@@ -82,7 +82,7 @@ def _damage(path: Path) -> str | None:
         for name, want in state["sha256"].items():
             if _sha256(path / name) != want:
                 return f"{name} does not match its checksum"
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # JSON of any other shape
         return f"{type(error).__name__}: {error}"
     return None
 
