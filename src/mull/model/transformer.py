@@ -116,8 +116,11 @@ class Transformer(nn.Module):
         The states of a document's last d + 1 tokens have no next token to read; the loss leaves them out.
         """
         where, states = self.where(documents), []
+        inside_T = documents.index_T == documents.index_T.roll(-1)
+        inside_T[-1] = False
         for layer in self.mtp:
-            tokens_T = torch.roll(tokens_T, -1)
+            # a document's last token stands in for the one it lacks: the neighbour's would leak into the experts' load
+            tokens_T = torch.where(inside_T, tokens_T.roll(-1), tokens_T)
             hidden_TD = layer(self.embed(tokens_T), hidden_TD, where, trace)
             states.append(hidden_TD)
         return states
