@@ -54,7 +54,7 @@ SHAPES: dict[str, ModelConfig] = {
 
 
 def model_of(cfg: ModelConfig, seed: int = 0, std: float = 0.2) -> Transformer:
-    """A model whose every number is drawn, norms, biases and routers' biases too: nothing is hidden by ones and zeros."""
+    """A model whose every number is drawn, norms and biases too: nothing is hidden by ones and zeros."""
     model = Transformer(cfg.model_copy(update={"init_std": std})).initialise(seed)
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():

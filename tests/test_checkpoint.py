@@ -1,0 +1,157 @@
+"""Checkpoints: whole or absent, checked when read, and never the reason that a run is lost."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+
+import pytest
+import torch
+from small import SHAPES, examples_of, model_of
+
+from mull.data.batch import collate
+from mull.train import checkpoint
+from mull.train.optim import OptimConfig
+from mull.train.trainer import TrainConfig, Trainer
+
+
+def trainer_of(seed: int = 0, shape: str = "moe, tied", optimiser: str = "muon") -> Trainer:
+    cfg = TrainConfig(optim=OptimConfig(name=optimiser))  # type: ignore[arg-type]
+    return Trainer(model_of(SHAPES[shape], seed).train(), cfg, 10)
+
+
+def trained(folder: Path, steps: int = 3, **kind) -> Trainer:
+    """A checkpoint after every step."""
+    trainer = trainer_of(**kind)
+    for step in range(steps):
+        trainer.train_step([collate(examples_of(9, 14, seed=step))])
+        trainer.save(folder, {"cursor": step * 10})
+    return trainer
+
+
+def by_name(state: dict) -> list:
+    return [state[key] for key in sorted(state)]
+
+
+def same(a: Trainer, b: Trainer) -> bool:
+    weights = zip(a.model.state_dict().values(), b.model.state_dict().values(), strict=True)
+    states = [
+        (x, y)
+        for one, two in zip(a.optimisers, b.optimisers, strict=True)
+        for p, q in zip(a.model.parameters(), b.model.parameters(), strict=True)
+        for x, y in zip(by_name(one.state.get(p, {})), by_name(two.state.get(q, {})), strict=True)
+    ]
+    assert states
+    return all(torch.equal(torch.as_tensor(x), torch.as_tensor(y)) for x, y in [*weights, *states])
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
+
+
+@pytest.mark.parametrize("optimiser", ["adamw", "muon"])
+@pytest.mark.parametrize("shape", ["moe, tied", "qwen2", "mla"])
+def test_restoring_gives_back_everything(shape: str, optimiser: str, tmp_path: Path) -> None:
+    kind = {"shape": shape, "optimiser": optimiser}
+    trainer = trained(tmp_path, **kind)
+    other = trainer_of(seed=5, **kind)
+    assert other.restore(tmp_path) == {"cursor": 20}
+    assert other.step == 3
+    assert same(trainer, other)
+    batch = collate(examples_of(9, 14, seed=99))
+    trainer.train_step([batch])
+    other.train_step([batch])
+    assert same(trainer, other)
+
+
+def test_only_the_newest_few_are_kept(tmp_path: Path) -> None:
+    trained(tmp_path, steps=5)
+    assert names(tmp_path) == ["step-00000004", "step-00000005"]
+    assert checkpoint.newest(tmp_path) == tmp_path / "step-00000005"
+
+
+def test_an_empty_folder_has_none(tmp_path: Path) -> None:
+    assert checkpoint.newest(tmp_path / "none") is None
+    assert trainer_of().restore(tmp_path) is None
+
+
+def damage(path: Path, how: str) -> None:
+    content = bytearray(path.read_bytes())
+    match how:
+        case "truncated":
+            path.write_bytes(content[: len(content) // 2])
+        case "empty":
+            path.write_bytes(b"")
+        case "one bit":
+            content[len(content) * 2 // 3] ^= 4
+            path.write_bytes(content)
+        case "gone":
+            path.unlink()
+
+
+@pytest.mark.parametrize("how", ["truncated", "empty", "one bit", "gone"])
+@pytest.mark.parametrize("file", ["model.safetensors", "optim.safetensors", "state.json"])
+def test_a_damaged_newest_falls_back_and_says_so(file: str, how: str, tmp_path: Path) -> None:
+    trained(tmp_path)
+    damage(tmp_path / "step-00000003" / file, how)
+    said: list[str] = []
+    other = trainer_of(seed=5)
+    assert other.restore(tmp_path, said.append) == {"cursor": 10}
+    assert other.step == 2
+    assert len(said) == 1
+    assert "step-00000003" in said[0]
+    assert "damaged" in said[0]
+    assert checkpoint.newest(tmp_path) == tmp_path / "step-00000002"
+
+
+def test_all_damaged_is_none_and_each_is_named(tmp_path: Path) -> None:
+    trained(tmp_path)
+    for folder in tmp_path.iterdir():
+        damage(folder / "model.safetensors", "one bit")
+    said: list[str] = []
+    assert trainer_of().restore(tmp_path, said.append) is None
+    assert len(said) == 2
+
+
+def test_state_that_is_json_but_no_state(tmp_path: Path) -> None:
+    trained(tmp_path)
+    for text in ("[]", "{}", "null", '{"sha256": 3}'):
+        (tmp_path / "step-00000003" / "state.json").write_text(text)
+        said: list[str] = []
+        assert trainer_of().restore(tmp_path, said.append) == {"cursor": 10}, text
+        assert len(said) == 1
+
+
+def test_a_half_written_one_is_not_seen_and_cleared_by_the_next(tmp_path: Path) -> None:
+    trainer = trained(tmp_path)
+    part = tmp_path / ".part-00000004"
+    part.mkdir()
+    (part / "model.safetensors").write_bytes(b"half")
+    assert checkpoint.newest(tmp_path) == tmp_path / "step-00000003"
+    trainer.train_step([collate(examples_of(9))])
+    trainer.save(tmp_path, {})
+    assert names(tmp_path) == ["step-00000003", "step-00000004"]
+
+
+def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
+    trainer = trained(tmp_path)
+    trainer.save(tmp_path, {"cursor": 77})
+    assert trainer_of().restore(tmp_path) == {"cursor": 77}
+
+
+@pytest.mark.parametrize("limit", [0, 1000, 100_000])
+def test_a_disk_that_is_full_leaves_the_last_good(limit: int, tmp_path: Path) -> None:
+    """The kernel's own limit on a file's size, hit in the first file and in later ones."""
+    trainer = trained(tmp_path, steps=2)
+    trainer.train_step([collate(examples_of(9))])
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        with pytest.raises(OSError, match=r"too large|os error 27"):
+            trainer.save(tmp_path, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert names(tmp_path) == ["step-00000001", "step-00000002"]
+    said: list[str] = []
+    assert trainer_of(seed=5).restore(tmp_path, said.append) == {"cursor": 10}
+    assert said == []
