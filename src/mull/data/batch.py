@@ -52,7 +52,7 @@ class Batch:
         return self.documents.tokens
 
     def ahead(self, depth: int) -> tuple[Tensor, Tensor]:
-        """(positions i, tokens i + depth) inside one example with token i + depth learnt; depth 1 is predict, target."""
+        """(positions i, tokens i + depth) inside one example with token i + depth learnt; depth 1: predict, target."""
         later = self.mask_T.roll(-depth) & (self.documents.index_T == self.documents.index_T.roll(-depth))
         later[-depth:] = False
         at = later.nonzero()[:, 0]

@@ -18,7 +18,7 @@ from mull.config import Config
 from mull.data.batch import Example
 from mull.tasks import TAUGHT, Split, find
 from mull.text.chat import Chat
-from mull.types import Problem, Rollout, UserError
+from mull.types import Message, Problem, Rollout, UserError
 
 CHUNK = 256  # problems drawn at a time; part of what a seed means, so changing it changes every run
 
@@ -100,18 +100,22 @@ def documents(draws: Sequence[Draw], chat: Chat, seed: int, direct: float) -> So
     return example
 
 
-def recitals(draws: Sequence[Draw], chat: Chat, seed: int) -> Source:
+def recitals(draws: Sequence[Draw], chat: Chat, seed: int, spoken: bool = False) -> Source:
     """Questions whose numbers are said again, each time without the first: practice in copying, no arithmetic.
 
-    A model that has only copied two to four numbers skips one of five; copying is learnt by copying.
+    A model that has only copied two to four numbers skips one of five; copying is learnt by copying. Plain documents,
+    or (`spoken`) conversations that ask for it and are answered after thinking.
     """
     problems = Problems(draws, seed)
 
     def example(i: int) -> Example:
         question = problems(i).messages[-1].content
-        starts = [number.start() for number in NUMBER.finditer(question)]
-        end = max((number.end() for number in NUMBER.finditer(question)), default=0)
-        return _document(chat, question, *(question[start:end] for start in starts))
+        numbers = list(NUMBER.finditer(question))
+        lines = [question[number.start() : numbers[-1].end()] for number in numbers]
+        if not spoken:
+            return _document(chat, question, *lines)
+        answer = Message("assistant", lines[0], reasoning="\n".join(lines))
+        return Example(*chat.example([Message("user", f"Say again: {lines[0]}"), answer], thinking=True))
 
     return example
 

@@ -42,7 +42,7 @@ class RLConfig(StageConfig):
     overlong_cost: float = Field(default=0.5, ge=0)
     rows: int = Field(default=256, gt=0)
     micro_tokens: int = Field(default=16384, gt=0)
-    max_gap: float = Field(default=1e-3, gt=0)  # largest |sampler - trainer| log-probability difference that is believed
+    max_gap: float = Field(default=1e-3, gt=0)  # largest |sampler - trainer| of a log-probability
     keep: bool = True  # write the graded answers to rollouts/<name>.jsonl
     train: TrainConfig = TrainConfig(loss=LossConfig(name="grpo"))
 

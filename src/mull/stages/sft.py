@@ -11,8 +11,10 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from mull.data.batch import Stream
-from mull.data.sources import Draw, conversations, seed_of
+from mull.data.shards import mix
+from mull.data.sources import Draw, Source, conversations, recitals, seed_of
 from mull.stages.stage import Context, StageConfig
+from mull.text.chat import Chat
 from mull.train.trainer import TrainConfig, Trainer
 
 
@@ -25,6 +27,9 @@ class SFTConfig(StageConfig):
     batch_tokens: int = Field(default=4096, gt=0)
     tasks: list[Draw]
     direct: float = Field(default=0.5, ge=0, le=1)  # share of examples answered without thinking
+    recite: list[Draw] = []  # problems whose numbers are only said again
+    recite_weight: int = Field(default=1, gt=0)  # of `tasks_weight` + `recite_weight` examples
+    tasks_weight: int = Field(default=5, gt=0)
     train: TrainConfig = TrainConfig()
 
     @model_validator(mode="after")
@@ -42,12 +47,21 @@ def main(cfg: SFTConfig, ctx: Context) -> None:
     with run.ledger.stage(stage, cfg.kind) as entry:
         model, chat = ctx.load(cfg.init)
         trainer = Trainer(model, cfg.train, steps)
-        stream = Stream(conversations(cfg.tasks, chat, seed_of(ctx.seed, stage), cfg.direct), cfg.batch_tokens, ctx.device)
+        stream = Stream(_source(cfg, ctx, chat), cfg.batch_tokens, ctx.device)
         if (found := trainer.restore(run.stage_dir(stage), run.say)) is not None:
             stream.cursor = found["cursor"]
         run.rewind(stage, trainer.step)
         trainer.fit(run, stage, stream.batches, entry, extra=stream.state)
         ctx.save(stage, model, chat)
+
+
+def _source(cfg: SFTConfig, ctx: Context, chat: Chat) -> Source:
+    seed = seed_of(ctx.seed, cfg.name)
+    taught = conversations(cfg.tasks, chat, seed, cfg.direct)
+    if not cfg.recite:
+        return taught
+    recited = recitals(cfg.recite, chat, seed_of(seed, "recite"), spoken=True)
+    return mix([taught, recited], [cfg.tasks_weight, cfg.recite_weight], seed)
 
 
 def _matching_steps(cfg: SFTConfig, ctx: Context) -> int:

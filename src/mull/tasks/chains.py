@@ -109,9 +109,9 @@ def gcd(a: int, b: int, slips: Random | None = None) -> str:
     The first line copies the question as it stands: a smaller first number gives the quotient 0 and changes places.
     A division of several steps is announced by a line of its own; the remainder stands at the head of the next line.
 
-    With `slips`, a quotient is now and then one off at first, and put right: taken off once more where it was too
-    small, or marked with `x` and tried again where the top digit went below zero. So a chain shows what to do after
-    a wrong guess, which a model makes often and a textbook never.
+    With `slips`, a quotient is now and then one off at first, and mended: taken off once more where it was too small;
+    where the top digit went below zero, `x`, and the divisor is added back. So a chain shows what to do after a wrong
+    guess, which a model makes often and a textbook never. (Guessing again instead of adding back makes loops.)
     """
     lines = []
     while b:
@@ -134,23 +134,21 @@ def gcd(a: int, b: int, slips: Random | None = None) -> str:
 def _divide(rest: int, b: int, slips: Random | None) -> list[str]:
     """The lines of one quotient digit, wrong guesses included. One-digit divisors are a table's work."""
     q = rest // b
-    if b < 10 or not q:
-        slip = slips is not None and b >= 10 and len(str(rest)) == len(str(b)) and slips.random() < SLIPS
-        return [*(_take_off(rest, b, 1) + ["x"] if slip else []), f"{rest}/{b}={q}"]
-    if slips is not None and slips.random() < SLIPS:
+    if b < 10:
+        return [f"{rest}/{b}={q}:{rest % b}"]
+    slip = slips.random() < SLIPS if slips is not None else False
+    if slip and slips is not None:
         if q > 1 and slips.random() < 0.5:
-            first = _take_off(rest, b, q - 1)
-            return first + _take_off(rest - (q - 1) * b, b, 1)
-        if q < 9:
-            return [*_take_off(rest, b, q + 1), "x", *_take_off(rest, b, q)]
-    return _take_off(rest, b, q)
+            return _take_off(rest, b, q - 1) + _take_off(rest - (q - 1) * b, b, 1)
+        if q < 9 and len(str(rest)) >= len(str(b)):
+            return _take_off(rest, b, q + 1) + _add_back(rest - (q + 1) * b, b)
+    return _take_off(rest, b, q) if q else [f"{rest}/{b}=0"]
 
 
 def _take_off(rest: int, b: int, q: int) -> list[str]:
     """rest - q b, column by column; columns above b's only where they hold something after all."""
     lines, carry = [f"{rest}/{b}={q}"], 0
-    below = digits(b)
-    columns = len(below) if rest - q * b < 10 ** len(below) else len(str(rest))
+    columns = len(str(b)) if rest - q * b < 10 ** len(str(b)) else len(str(rest))
     for x, y in zip(_padded(rest, columns), _padded(b, columns), strict=False):
         total = x - q * y
         line = f"{q}*{y}={q * y} {x}-{q * y}={total}" if q > 1 else f"{x}-{y}={total}"
@@ -159,4 +157,15 @@ def _take_off(rest: int, b: int, q: int) -> list[str]:
             line += f"{carry}={total}"
         carry = total // 10
         lines.append(_with_digit(line, total))
+    return lines
+
+
+def _add_back(below: int, b: int) -> list[str]:
+    """below + b, where -b <= below < 0 stands in the columns as below + 10^n."""
+    lines, carry = ["x"], 0
+    columns = len(str(b))
+    for x, y in zip(_padded(below % 10**columns, columns), digits(b), strict=True):
+        total = x + y + carry
+        lines.append(f"{x}+{y}={x + y}" + (f"+1={total}" if carry else ""))
+        carry = total // 10
     return lines
