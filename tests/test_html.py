@@ -8,10 +8,11 @@ import re
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_summary import CONFIG, SKILL, answered, make_run, write_exam, write_training
 
@@ -214,6 +215,7 @@ def test_long_chains_are_cut_in_the_middle_and_say_so():
     assert "9,700 characters left out" in cut
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_shown_text_can_always_be_written(text):
     shown = words.shown(text, 50)
@@ -304,6 +306,17 @@ def test_a_pause_between_sessions_is_not_training_time():
     assert figures.durations(rows) == {"a": pytest.approx(10.0)}
 
 
+def test_models_of_equal_accuracy_have_names_that_can_be_read():
+    row = {"accuracy": 0.8, "ci95": [0.75, 0.85], "usd_per_solved": 1e-6, "thinking": True}
+    drawing = figures.frontier([row | {"model": name} for name in "abc"], figures.Colours(("a", "b", "c")))
+    assert drawing is not None
+    named = [e for e in ElementTree.fromstring(drawing).iter() if e.get("class", "").startswith("name")]
+    heights = sorted(float(element.get("y", "nan")) for element in named)
+    assert len(heights) == 3
+    assert all(b - a >= 12.9 for a, b in pairwise(heights))
+
+
+@settings(deadline=None)
 @given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6))
 def test_ticks_are_round_few_and_inside(low, span):
     marks = svg.ticks(low, low + span)

@@ -7,7 +7,7 @@ import math
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as oracle
 
@@ -17,6 +17,7 @@ COUNTS = st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.
 VOTES = st.lists(st.sampled_from(["a", "b", "c", None]), min_size=1, max_size=8)
 
 
+@settings(deadline=None)
 @given(COUNTS)
 def test_wilson_is_scipys(count):
     solved, n = count
@@ -31,6 +32,7 @@ def test_wilson_of_nothing_says_nothing():
     assert stats.wilson(0, 0) == (0.0, 1.0)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 300), st.integers(0, 300))
 def test_sign_test_is_the_exact_binomial_of_mcnemar(better, worse):
     p = stats.sign_test(better, worse)
@@ -41,6 +43,7 @@ def test_sign_test_is_the_exact_binomial_of_mcnemar(better, worse):
     assert p == stats.sign_test(worse, better)
 
 
+@settings(deadline=None)
 @given(st.lists(st.booleans(), min_size=1, max_size=300))
 def test_one_answer_per_problem_is_wilson_exactly(answers):
     share = stats.clustered([[a] for a in answers])
@@ -49,6 +52,7 @@ def test_one_answer_per_problem_is_wilson_exactly(answers):
     assert (share.low, share.high) == pytest.approx(stats.wilson(sum(answers), len(answers)), abs=1e-9)
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.booleans(), min_size=1, max_size=6), min_size=1, max_size=60))
 def test_a_clustered_share_stays_between_its_bounds(problems):
     share = stats.clustered(problems)
@@ -96,6 +100,7 @@ def test_the_clustered_interval_covers_what_it_should():
     assert naive / trials < 0.7
 
 
+@settings(deadline=None)
 @given(st.integers(1, 9).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n))))
 def test_pass_at_k_is_the_mean_over_all_draws(case):
     n, right, k = case
@@ -104,6 +109,7 @@ def test_pass_at_k_is_the_mean_over_all_draws(case):
     assert stats.pass_at_k(n, right, k) == pytest.approx(sum(draws) / len(draws))
 
 
+@settings(deadline=None)
 @given(VOTES, st.sampled_from("abc"), st.randoms())
 def test_the_majority_is_the_expected_verdict_of_a_lot_and_ignores_order(votes, gold, rng):
     right = [vote == gold for vote in votes]
@@ -122,6 +128,7 @@ def test_one_vote_is_pass_at_one_and_silence_is_no_vote():
     assert stats.majority([None, None, "a"], [False, False, True]) == 1.0
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=200))
 def test_paired_counts_the_four_cells(pairs):
     a = {i: float(x) for i, (x, _) in enumerate(pairs)}

@@ -293,6 +293,7 @@ def frontier(rows: Sequence[Mapping[str, Any]], colours: Colours) -> Markup | No
         tag("line", x1=frame.left, x2=frame.right, y1=frame.bottom, y2=frame.bottom, class_="axis"),
         frame.feet([foot for foot, _ in named], [name for _, name in named]),
     ]
+    heights = _apart([(row["model"], frame.y(row["accuracy"])) for row in rows], 13.0)
     for row, cost in zip(rows, costs, strict=True):
         x, y = frame.x(cost), frame.y(row["accuracy"])
         colour = colours.of(row["model"])
@@ -302,9 +303,18 @@ def frontier(rows: Sequence[Mapping[str, Any]], colours: Colours) -> Markup | No
         parts.append(tag("line", x1=x, x2=x, y1=ends[0], y2=ends[1], class_=f"reach {colour}"))
         kind = "dot" if row["thinking"] else "ring"
         parts.append(titled("circle", told, cx=x, cy=y, r=5.0, class_=f"{kind} {colour}"))
-        parts.append(tag("text", row["model"], x=x + 9, y=y + 4, class_=f"name {colour}"))
+        parts.append(tag("text", row["model"], x=x + 9, y=heights[row["model"]] + 4, class_=f"name {colour}"))
     said = "; ".join(f"{row['model']} {_priced(row)}" for row in rows)
     return picture(HALF, 262, f"Cost per thousand solved problems against accuracy: {said}.", join(parts))
+
+
+def _apart(places: Sequence[tuple[str, float]], least: float) -> dict[str, float]:
+    """Labels' heights, moved down where they would cover one another."""
+    found: dict[str, float] = {}
+    last = -math.inf
+    for name, y in sorted(places, key=lambda place: place[1]):
+        found[name] = last = max(y, last + least)
+    return found
 
 
 def _priced(row: Mapping[str, Any]) -> str:
