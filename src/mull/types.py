@@ -102,7 +102,7 @@ class Rollout:
 
     @classmethod
     def from_json(cls, line: str) -> Rollout:
-        """Raises KeyError, TypeError or json.JSONDecodeError for a line that is no rollout."""
+        """Raises AttributeError, KeyError, TypeError or json.JSONDecodeError for a line that is no rollout."""
         raw = json.loads(line)
         problem, completion = raw.pop("problem"), raw.pop("completion")
         messages = tuple(
@@ -157,7 +157,7 @@ def read_rollouts(path: Path) -> list[Rollout]:
         for number, line in enumerate(lines, 1):
             try:
                 rollouts.append(Rollout.from_json(line))
-            except (KeyError, TypeError, ValueError) as error:
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
                 raise UserError(f"{path}, line {number}: not a rollout ({error}).") from None
     return rollouts
 
