@@ -1,4 +1,4 @@
-"""The numbers that make a model. Frozen; a model family is a set of values plus a name map (families.py), never a class.
+"""The numbers that make a model. Frozen; a family is a set of values plus a name map (families.py), never a class.
 
 Zero means absent: `experts = 0` is a dense MLP, `kv_rank = 0` is grouped-query attention, `q_rank = 0` projects queries
 in one matrix. The defaults are the house architecture, DeepSeek-V3's (arXiv 2412.19437), at toy size.
@@ -75,7 +75,7 @@ class ModelConfig(Config):
             if self.active_experts > self.experts // self.groups * self.active_groups:
                 raise ValueError("the active groups hold fewer experts than active_experts")
             if not self.shared_experts:
-                raise ValueError("a mixture needs shared_experts of at least 1; the published layouts have no other form")
+                raise ValueError("a mixture needs shared_experts of at least 1, as all published layouts have")
         return self
 
     @property
