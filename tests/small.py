@@ -19,38 +19,34 @@ MLA = ModelConfig(
     vocab=VOCAB, width=32, layers=2, heads=2, q_rank=24, kv_rank=16, nope_dim=8, rope_dim=8, v_dim=12, ffn=48,
     max_length=128,
 )  # fmt: skip
-MOE = MLA.model_copy(
-    update={
-        "layers": 3, "dense_layers": 1, "experts": 8, "active_experts": 2, "shared_experts": 1, "expert_ffn": 16,
-        "mtp_layers": 1,
-    }
-)  # fmt: skip
+
+
+def changed(cfg: ModelConfig, **changes: object) -> ModelConfig:
+    """A copy with other values, checked like any configuration."""
+    return ModelConfig(**{**cfg.model_dump(), **changes})
+
+
+MOE = changed(MLA, layers=3, dense_layers=1, experts=8, active_experts=2, shared_experts=1, expert_ffn=16, mtp_layers=1)
 YARN = Yarn(factor=4.0, original_length=32, beta_fast=32.0, beta_slow=1.0, mscale=1.0, mscale_all_dim=1.0)
 
 SHAPES: dict[str, ModelConfig] = {
     "mla": MLA,
-    "mla, queries in one matrix": MLA.model_copy(update={"q_rank": 0}),
-    "mla, values wider than keys": MLA.model_copy(update={"v_dim": 24}),
+    "mla, queries in one matrix": changed(MLA, q_rank=0),
+    "mla, values wider than keys": changed(MLA, v_dim=24),
     "moe": MOE,
-    "moe, no mtp, two dense": MOE.model_copy(update={"mtp_layers": 0, "dense_layers": 2}),
-    "moe, groups": MOE.model_copy(update={"groups": 4, "active_groups": 2, "router_scale": 2.5}),
-    "moe, two shared, not renormalised": MOE.model_copy(update={"shared_experts": 2, "renormalise": False}),
-    "moe, tied": MOE.model_copy(update={"tied": True}),
-    "moe, two mtp layers": MOE.model_copy(update={"mtp_layers": 2}),
-    "moe, yarn": MOE.model_copy(update={"yarn": YARN}),
-    "yarn, no mscale": MLA.model_copy(update={"yarn": YARN.model_copy(update={"mscale": 0.0, "mscale_all_dim": 0.0})}),
-    "yarn, mscales differ": MLA.model_copy(update={"yarn": YARN.model_copy(update={"mscale": 0.7})}),
-    "llama": GQA.model_copy(update={"rope_interleaved": False}),
-    "llama, tied": GQA.model_copy(update={"rope_interleaved": False, "tied": True}),
-    "qwen2": GQA.model_copy(update={"rope_interleaved": False, "qkv_bias": True, "tied": True}),
-    "gqa, interleaved": GQA,
-    "gqa moe": GQA.model_copy(
-        update={
-            "rope_interleaved": False, "layers": 3, "dense_layers": 1, "experts": 4, "active_experts": 2,
-            "shared_experts": 1, "expert_ffn": 16,
-        }
-    ),
-}  # fmt: skip
+    "moe, no mtp, two dense": changed(MOE, mtp_layers=0, dense_layers=2),
+    "moe, groups": changed(MOE, groups=4, active_groups=2, router_scale=2.5),
+    "moe, two shared, not renormalised": changed(MOE, shared_experts=2, renormalise=False),
+    "moe, tied": changed(MOE, tied=True),
+    "moe, two mtp layers": changed(MOE, mtp_layers=2),
+    "moe, yarn": changed(MOE, yarn=YARN),
+    "yarn, no mscale": changed(MLA, yarn=YARN.model_copy(update={"mscale": 0.0, "mscale_all_dim": 0.0})),
+    "yarn, mscales differ": changed(MLA, yarn=YARN.model_copy(update={"mscale": 0.7})),
+    "llama": GQA,
+    "llama, tied": changed(GQA, tied=True),
+    "qwen2": changed(GQA, qkv_bias=True, tied=True),
+    "gqa moe": changed(GQA, layers=3, dense_layers=1, experts=4, active_experts=2, shared_experts=1, expert_ffn=16),
+}
 
 
 def model_of(cfg: ModelConfig, seed: int = 0, std: float = 0.2) -> Transformer:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import pytest
@@ -24,7 +24,7 @@ talks = st.lists(st.tuples(st.sampled_from(["system", "user", "assistant", "tool
 @settings(deadline=None, max_examples=150)
 @given(talks, st.booleans())
 def test_only_the_template_writes_structure(talk: list[tuple[str, str]], thinking: bool) -> None:
-    """Whatever the contents, the special tokens of the prompt are exactly those of the same talk with empty messages."""
+    """Whatever the contents, the prompt's special tokens are those of the same talk with empty messages."""
     messages = [Message(role, content) for role, content in talk]
     empty = [Message(role, "") for role, _ in talk]
 
@@ -88,7 +88,7 @@ def test_every_cut_gives_the_same(text: str) -> None:
     cuts = [c for k in (0, 1, 2) for c in combinations(range(len(text) + 1), k)] + [tuple(range(len(text) + 1))]
     for cut in cuts:
         ends = [0, *cut, len(text)]
-        pieces = [text[a:b] for a, b in zip(ends, ends[1:], strict=False)]
+        pieces = [text[a:b] for a, b in pairwise(ends)]
         assert feed(pieces, thinking=True) == want, pieces
         assert feed(pieces, thinking=False) == ("", text)
 

@@ -38,7 +38,7 @@ def drawn(answers: list[Completion]) -> list[tuple[tuple[int, ...], str]]:
 
 @pytest.mark.parametrize("name", ["moe", "mla", "qwen2", "gqa moe", "moe, yarn"])
 def test_batching_gives_the_tokens_of_one_by_one(name: str) -> None:
-    """All at once, through few rows (so sequences join and leave), and alone: the same tokens, log-probs in rounding."""
+    """All at once, through few rows (so sequences join and leave), and alone: the same tokens."""
     asked = requests(14)
     alone = [engine_of(name).generate([r])[0] for r in asked]
     for rows in (256, 5, 2):

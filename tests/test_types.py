@@ -17,7 +17,7 @@ messages = st.builds(
 )
 problems = st.builds(
     Problem, text, text, st.lists(messages, max_size=3).map(tuple), text,
-    st.dictionaries(text, st.one_of(text, st.integers(), st.booleans(), st.lists(st.integers(), max_size=2)), max_size=2),
+    st.dictionaries(text, st.one_of(text, st.integers(), st.booleans(), st.lists(st.integers(), max_size=2))),
 )  # fmt: skip
 completions = st.builds(
     Completion, st.lists(st.integers(0, 2**31), max_size=4).map(tuple), st.lists(numbers, max_size=4).map(tuple),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import warnings
 from pathlib import Path
 
 import pytest
@@ -19,19 +19,12 @@ from mull.model.weights import load_model, save_model
 from mull.ops.attention import Documents
 from mull.types import Message, Request, Sampling, UserError
 
-os.environ["HF_HUB_OFFLINE"] = "1"
-
-# GQA with interleaved rotation is no published family; it is for training only
-PUBLISHED = {name: cfg for name, cfg in SHAPES.items() if name != "gqa, interleaved"}
-
 
 @pytest.fixture(scope="module")
 def transformers():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setenv("TRANSFORMERS_VERBOSITY", "warning")
-        import warnings
-
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the import itself
             import transformers as library
@@ -48,9 +41,9 @@ def loaded(transformers, folder: Path):
     return model.eval()
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", SHAPES)
 def test_transformers_computes_the_same_logits(name: str, tmp_path: Path, transformers) -> None:
-    cfg = PUBLISHED[name]
+    cfg = SHAPES[name]
     ours = model_of(cfg, seed=seed_of(name) % 1000)
     save_model(tmp_path / "m", ours, chat())
     theirs = loaded(transformers, tmp_path / "m")
@@ -65,7 +58,7 @@ def test_transformers_computes_the_same_logits(name: str, tmp_path: Path, transf
 
 @pytest.mark.parametrize("name", ["moe, groups", "llama", "moe, yarn"])
 def test_greedy_decoding_equals_transformers_generate(name: str, tmp_path: Path, transformers) -> None:
-    cfg = PUBLISHED[name]
+    cfg = SHAPES[name]
     ours = model_of(cfg, seed=3)
     save_model(tmp_path / "m", ours, chat())
     theirs = loaded(transformers, tmp_path / "m")
@@ -97,10 +90,10 @@ def test_transformers_tokenizer_and_template_give_our_ids(tmp_path: Path, transf
         assert theirs.decode(theirs(text).input_ids) == text
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", SHAPES)
 def test_reading_gives_back_what_was_written(name: str, tmp_path: Path) -> None:
     """Every tensor to the bit, MTP layers included, and the same configuration where it matters."""
-    ours = model_of(PUBLISHED[name])
+    ours = model_of(SHAPES[name])
     save_model(tmp_path / "m", ours, chat())
     back = load_model(tmp_path / "m")
     theirs = back.state_dict()
@@ -112,9 +105,9 @@ def test_reading_gives_back_what_was_written(name: str, tmp_path: Path) -> None:
         assert torch.equal(back(ids, Documents([20])), ours(ids, Documents([20])))
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", SHAPES)
 def test_every_number_of_ours_has_one_place(name: str) -> None:
-    cfg = PUBLISHED[name]
+    cfg = SHAPES[name]
     covered = {key: torch.zeros(t.shape) for key, t in Transformer(cfg).state_dict().items()}
     names = set()
     for place in places(cfg):

@@ -1,0 +1,195 @@
+"""Every stage on a real tiny model: what it leaves behind, and that being interrupted changes nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+
+from mull.data.sources import Draw
+from mull.engine.engine import LocalEngine
+from mull.model.config import ModelConfig
+from mull.model.families import read_config
+from mull.model.weights import load_model
+from mull.run import Run
+from mull.stages import distill, evaluate, pretrain, rl, sft
+from mull.stages.distill import DistillConfig
+from mull.stages.evaluate import EvaluateConfig, Exam
+from mull.stages.pretrain import PretrainConfig
+from mull.stages.rl import RLConfig
+from mull.stages.sft import SFTConfig
+from mull.stages.stage import Context
+from mull.tasks import find
+from mull.text.chat import Chat
+from mull.train.losses import LossConfig
+from mull.train.trainer import TrainConfig
+from mull.types import Request, Sampling, UserError, read_rollouts
+
+GCD = Draw(task="gcd", size={"values": [1, 3]})
+STUDENT = ModelConfig(width=32, layers=1, heads=2, kv_heads=2, head_dim=16, ffn=64, max_length=128)
+OFTEN = TrainConfig(checkpoint_every=2)
+CONFIGS = {
+    "pretrain": PretrainConfig(
+        name="new", steps=5, batch_tokens=300, tokenizer_sample=30, tasks=[GCD], train=OFTEN
+    ),
+    "sft": SFTConfig(name="new", init="taught", steps=5, batch_tokens=300, tasks=[GCD], train=OFTEN),
+    "rl": RLConfig(
+        name="new", init="taught", steps=5, problems=3, samples=4, refills=8, max_tokens=48, tasks=[GCD],
+        train=TrainConfig(checkpoint_every=2, loss=LossConfig(name="grpo")),
+    ),
+    "distill": DistillConfig(
+        name="new", teacher="taught", model=STUDENT, steps=5, batch_tokens=200, fresh=12, max_tokens=48,
+        on_policy_steps=3, on_policy_answers=4, tasks=[GCD],
+        train=TrainConfig(checkpoint_every=2, loss=LossConfig(name="forward_kl")),
+    ),
+}  # fmt: skip
+MAINS: dict[str, Callable] = {"pretrain": pretrain.main, "sft": sft.main, "rl": rl.main, "distill": distill.main}
+
+
+class KilledError(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def shape(done: Path) -> ModelConfig:
+    return read_config(done / "models" / "base").model_copy(update={"mtp_layers": 1})
+
+
+def stage(folder: Path, kind: str, done: Path, shape: ModelConfig, kill: tuple[str, int] | None = None) -> Run:
+    """Run the stage in a directory, killed behind the named step of the named stage where asked."""
+    run = Run.open(folder, {"kind": kind}, quiet=True)
+    log = run.log
+
+    def watched(name: str, step: int, **metrics) -> None:
+        log(name, step, **metrics)
+        if (name, step) == kill:
+            raise KilledError
+
+    run.log = watched  # type: ignore[method-assign]
+    outside = {"taught": str(done / "models" / "taught")}
+    try:
+        with suppress(KilledError):
+            MAINS[kind](CONFIGS[kind], Context(run, 0, torch.device("cpu"), shape, outside))
+    finally:
+        run.close()
+    return run
+
+
+def digest(folder: Path) -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir())}
+
+
+@pytest.mark.parametrize(
+    ("kind", "kills"),
+    [
+        ("pretrain", [("new", 1), ("new", 4)]),
+        ("sft", [("new", 3)]),
+        ("rl", [("new", 3)]),
+        ("distill", [("new", 3), ("new-own", 1), ("new-own", 3)]),
+    ],
+)
+def test_an_interrupted_stage_ends_in_the_same_bits(
+    kind: str, kills: list[tuple[str, int]], done: Path, shape: ModelConfig, tmp_path: Path
+) -> None:
+    straight = stage(tmp_path / "straight", kind, done, shape)
+    for kill in kills:
+        stage(tmp_path / "broken", kind, done, shape, kill)
+        assert not (tmp_path / "broken" / "models" / "new").exists()
+    broken = stage(tmp_path / "broken", kind, done, shape)
+    assert digest(straight.model_dir("new")) == digest(broken.model_dir("new"))
+    steps = [line["step"] for line in broken.metrics("new")]
+    assert steps == list(range(1, 6))
+    losses = [[line["loss"] for line in run.metrics("new")] for run in (straight, broken)]
+    assert losses[0] == losses[1]
+    if kind in ("rl", "distill"):
+        one, two = (run.rollouts_path("new") for run in (straight, broken))
+        assert [(r.problem, r.completion.tokens, r.reward) for r in read_rollouts(one)] == [
+            (r.problem, r.completion.tokens, r.reward) for r in read_rollouts(two)
+        ]
+
+
+@pytest.mark.parametrize("name", ["base", "taught", "practised", "student"])
+def test_every_stage_leaves_a_model_that_speaks(name: str, done: Path) -> None:
+    model, chat = load_model(done / "models" / name), Chat.load(done / "models" / name)
+    assert model.cfg.vocab >= chat.tokenizer.vocab_size
+    problem = find("gcd").problems("test", 1, values=[1, 3])[0]
+    prompt = tuple(chat.encode(problem.messages))
+    (answer,) = LocalEngine(model, chat).generate([Request(prompt, Sampling(max_tokens=5, temperature=0.0))])
+    assert answer.tokens
+
+
+def test_the_losses_fall(done: Path) -> None:
+    lines = [json.loads(line) for line in (done / "metrics.jsonl").read_text().splitlines()]
+    for name in ("base", "taught"):
+        losses = [line["loss"] for line in lines if line.get("stage") == name]
+        assert len(losses) == 60
+        assert sum(losses[-5:]) < 0.6 * sum(losses[:5]), name
+
+
+def test_reinforcement_learning_is_on_policy_and_keeps_its_answers(
+    done: Path, shape: ModelConfig, tmp_path: Path
+) -> None:
+    run = stage(tmp_path / "r", "rl", done, shape)
+    cfg = CONFIGS["rl"]
+    assert isinstance(cfg, RLConfig)
+    for line in run.metrics("new"):
+        assert line["max_gap"] < cfg.max_gap
+        assert line["left_out"] == 0
+        assert 0 <= line["reward"] <= 1
+        assert 0 < line["groups"] <= cfg.problems
+    kept = read_rollouts(run.rollouts_path("new"))
+    assert len(kept) == sum(line["answers"] for line in run.metrics("new"))
+    assert {r.completion.version for r in kept} == {
+        0,
+        1,
+        2,
+        3,
+        4,
+    }  # each step answers with the weights of the one before
+    for begin in range(0, len(kept), 4):
+        assert len({r.problem.id for r in kept[begin : begin + 4]}) == 1
+        assert [r.sample for r in kept[begin : begin + 4]] == [0, 1, 2, 3]
+    problems = {r.problem.messages for r in kept}
+    assert not problems & {p.messages for p in find("gcd").problems("test", 50, values=[1, 3])}
+
+
+def test_evaluation_asks_everyone_the_same_held_out_questions(done: Path, shape: ModelConfig, tmp_path: Path) -> None:
+    run = Run.open(tmp_path / "r", {}, quiet=True)
+    outside = {name: str(done / "models" / name) for name in ("taught", "student")}
+    ctx = Context(run, 0, torch.device("cpu"), shape, outside)
+    exam = Exam(task="gcd", size={"values": [1, 3]})
+    cfg = EvaluateConfig(name="exam", models=["taught", "student"], exams=[exam], n=4, max_tokens=24)
+    evaluate.main(cfg, ctx)
+    files = sorted(run.rollouts_path("x").parent.glob("*.jsonl"))
+    assert len(files) == 4
+    asked = [[r.problem.messages for r in read_rollouts(f)] for f in files]
+    assert all(a == asked[0] for a in asked)
+    trained = {p.messages for p in find("gcd").problems("train", 300, values=[1, 3])}
+    assert not trained & set(asked[0])
+    before = {f.name: f.stat().st_mtime_ns for f in files}
+    evaluate.main(cfg, ctx)  # what is on disk is not asked again
+    assert {f.name: f.stat().st_mtime_ns for f in files} == before
+    run.close()
+
+
+def test_a_missing_model_is_said_before_anything_runs(shape: ModelConfig, tmp_path: Path) -> None:
+    run = Run.open(tmp_path / "r", {}, quiet=True)
+    with pytest.raises(UserError, match="'taught'"):
+        sft.main(CONFIGS["sft"], Context(run, 0, torch.device("cpu"), shape))  # type: ignore[arg-type]
+    run.close()
+
+
+def test_pretraining_on_files_alone(shape: ModelConfig, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("the cat sat on the mat\n" * 40)
+    run = Run.open(tmp_path / "r", {}, quiet=True)
+    cfg = PretrainConfig(name="new", steps=3, batch_tokens=200, files=[str(tmp_path / "*.txt")], length=50)
+    pretrain.main(cfg, Context(run, 0, torch.device("cpu"), shape))
+    assert load_model(run.model_dir("new")).cfg.mtp_layers == 1
+    run.close()
+    with pytest.raises(UserError, match="nothing to learn"):
+        pretrain.main(PretrainConfig(name="b", steps=1), Context(run, 0, torch.device("cpu"), shape))
