@@ -8,14 +8,14 @@ from random import Random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mull.engine.scheduler import Scheduler, Sequence_
+from mull.engine.scheduler import Scheduler, Job
 
 plans = st.lists(st.tuples(st.integers(0, 3), st.integers(1, 6), st.integers(1, 4)), min_size=1, max_size=30)
 
 
-def sequences(plan: list[tuple[int, int, int]]) -> list[Sequence_]:
+def sequences(plan: list[tuple[int, int, int]]) -> list[Job]:
     """(prompt's kind, its length, limit) each."""
-    return [Sequence_(i, (kind,) * length, limit) for i, (kind, length, limit) in enumerate(plan)]
+    return [Job(i, (kind,) * length, limit) for i, (kind, length, limit) in enumerate(plan)]
 
 
 @settings(deadline=None, max_examples=150)

@@ -2,7 +2,7 @@
 
 MLA keeps one tensor per layer, [rows, S, kv_rank + rope_dim]: the latent and its rotary key. GQA keeps keys and values
 apart, [rows, S, kv_heads, head_dim]; together, matmul would have to copy them. Rows stay dense: when sequences end,
-the last rows move into the gaps, so a step works on the first n rows and on no more positions than the longest of them has.
+the last rows move into the gaps, so a step works on the first n rows and on no more positions than the longest has.
 
 Rows are whole sequences, so memory is rows x longest; pages come when sequences share prefixes.
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from mull.dist import precision
 from mull.engine.cache import Cache, SlotWindow, rounded
 from mull.engine.sampler import sample, stream_of, uniform
-from mull.engine.scheduler import Scheduler, Sequence_
+from mull.engine.scheduler import Scheduler, Job
 from mull.model.transformer import Transformer
 from mull.ops.attention import Documents
 from mull.text.chat import Chat, Parser
@@ -112,7 +112,7 @@ class LocalEngine:
         cfg, device = self.model.cfg, self.model.device
         scheduler = Scheduler(self.max_rows)
         scheduler.add([
-            Sequence_(i, r.tokens, min(r.sampling.max_tokens, cfg.max_length - len(r.tokens)))
+            Job(i, r.tokens, min(r.sampling.max_tokens, cfg.max_length - len(r.tokens)))
             for i, r in enumerate(requests)
         ])  # fmt: skip
         dtype = torch.bfloat16 if device.type == "cuda" else self.model.embed.weight.dtype
@@ -150,7 +150,7 @@ class LocalEngine:
         with torch.inference_mode(), precision(last_B.device):
             return self.model.logits(self.model.extend(last_B, at_B, window))
 
-    def _prefill(self, cache: Cache, scheduler: Scheduler, first: int, groups: list[list[Sequence_]]) -> Tensor:
+    def _prefill(self, cache: Cache, scheduler: Scheduler, first: int, groups: list[list[Job]]) -> Tensor:
         """Compute each group's prompt in the group's first row, then copy it to the others: logits [B, V]."""
         device = self.model.device
         prompts = [group[0].prompt for group in groups]

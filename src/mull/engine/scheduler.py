@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass
-class Sequence_:
+class Job:
     """One request on its way. `prompt` and `limit` count tokens; `made` those generated so far."""
 
     index: int  # place in the caller's list
@@ -31,22 +31,22 @@ class Scheduler:
 
     rows: int
     prefill_tokens: int = 8192  # prompts computed in one go
-    waiting: deque[Sequence_] = field(default_factory=deque)
-    running: list[Sequence_] = field(default_factory=list)
+    waiting: deque[Job] = field(default_factory=deque)
+    running: list[Job] = field(default_factory=list)
 
-    def add(self, sequences: Sequence[Sequence_]) -> None:
+    def add(self, sequences: Sequence[Job]) -> None:
         self.waiting.extend(sequences)
 
     @property
     def busy(self) -> bool:
         return bool(self.waiting or self.running)
 
-    def admit(self) -> list[list[Sequence_]]:
+    def admit(self) -> list[list[Job]]:
         """Move waiting sequences to free rows, in order: groups of equal prompts, each group's rows adjacent.
 
         The distinct prompts stay within `prefill_tokens` (one longer prompt passes alone).
         """
-        groups: list[list[Sequence_]] = []
+        groups: list[list[Job]] = []
         used = 0
         while self.waiting and len(self.running) < self.rows:
             nxt = self.waiting[0]
@@ -59,19 +59,19 @@ class Scheduler:
             groups.append([self._start()])
         return groups
 
-    def _start(self) -> Sequence_:
+    def _start(self) -> Job:
         sequence = self.waiting.popleft()
         self.running.append(sequence)
         return sequence
 
-    def record(self, stopped: Sequence[bool]) -> tuple[list[int], list[tuple[Sequence_, bool]]]:
+    def record(self, stopped: Sequence[bool]) -> tuple[list[int], list[tuple[Job, bool]]]:
         """A token was made for every running sequence; `stopped` tells which made a stop token.
 
         Returns for each row that goes on the row it was (only rows from the end move, into the gaps), and who
         finished, with whether by a stop token.
         """
         assert len(stopped) == len(self.running)
-        finished: list[tuple[Sequence_, bool]] = []
+        finished: list[tuple[Job, bool]] = []
         alive: list[int] = []
         for row, (sequence, stop) in enumerate(zip(self.running, stopped, strict=True)):
             sequence.made += 1
@@ -86,7 +86,7 @@ class Scheduler:
         self.running = [self.running[row] for row in source]
         return source, finished
 
-    def cancel(self) -> list[Sequence_]:
+    def cancel(self) -> list[Job]:
         """Stop everything; who was waiting or running."""
         left = [*self.running, *self.waiting]
         self.running, self.waiting = [], deque()

@@ -1,8 +1,8 @@
 """Moving rows about, with backward passes that are moves too.
 
 Autograd's own backward of `x[index]` adds row by row into a zeroed tensor, which is slow and, on a GPU, in no fixed
-order. Where the inverse is known the gradient is a plain gather (and a sum over a fixed axis): faster, and deterministic.
-Both pairs below are each other's transpose.
+order. Where the inverse is known the gradient is a plain gather (and a sum over a fixed axis): faster, and
+deterministic. Both pairs below are each other's transpose.
 
 T tokens  N = T * K rows sorted by expert  K chosen experts  P rows laid out in padded groups
 """
