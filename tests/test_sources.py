@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 
 import pytest
 from small import chat
 
-from mull.data.sources import Draw, Problems, answers, conversations, documents, from_rollout, seed_of
+from mull.data.sources import Draw, Problems, answers, conversations, documents, from_rollout, recitals, seed_of
 from mull.tasks import TAUGHT, find
 from mull.types import Completion, Message, Problem, Rollout, UserError
 
@@ -66,14 +67,31 @@ def test_conversations_begin_with_the_prompt_and_hold_their_share_of_direct_answ
     assert direct == 25
 
 
-def test_documents_are_question_chain_and_answer() -> None:
-    source, problems = documents([GCD], chat(), 2), Problems([GCD], 2)
-    example, problem = source(0), problems(0)
-    assert example.tokens[-1] == chat().tokenizer.end_of_text
-    text = chat().tokenizer.decode(example.tokens[:-1])
-    assert text.startswith(problem.messages[-1].content)
-    assert text.endswith(problem.answer)
-    assert set(example.mask) == {1}
+def test_documents_are_question_chain_and_answer_and_a_share_leaves_out_the_chain() -> None:
+    source, problems = documents([GCD], chat(), 2, 0.25), Problems([GCD], 2)
+    bare = 0
+    for i in range(100):
+        example, problem = source(i), problems(i)
+        assert example.tokens[-1] == chat().tokenizer.end_of_text
+        assert set(example.mask) == {1}
+        question, answer = problem.messages[-1].content, problem.answer
+        text = chat().tokenizer.decode(example.tokens[:-1])
+        direct = text == f"{question}\n{answer}"
+        bare += direct
+        assert direct or text == f"{question}\n{TAUGHT[problem.task].solution(problem).reasoning}\n{answer}"
+    assert bare == 25
+
+
+@pytest.mark.parametrize("spoken", [True, False])
+def test_recitals_say_the_numbers_of_the_question_again(spoken: bool) -> None:
+    source, problems = recitals([SUMS], chat(), 2, spoken), Problems([SUMS], 2)
+    for i in range(20):
+        operands = problems(i).meta["operands"]
+        text = chat().tokenizer.decode(source(i).tokens)
+        _, _, said = text.rpartition("<think>") if spoken else text.partition("\n")
+        lines = said.partition("</think>" if spoken else "<|endoftext|>")[0].strip("\n").split("\n")
+        numbers = [[int(n) for n in re.findall(r"\d+", line)] for line in lines]
+        assert numbers == [operands[k:] for k in range(len(operands))]
 
 
 def test_unknown_and_untaught_tasks_are_refused() -> None:
