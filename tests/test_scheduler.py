@@ -8,7 +8,7 @@ from random import Random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mull.engine.scheduler import Scheduler, Job
+from mull.engine.scheduler import Job, Scheduler
 
 plans = st.lists(st.tuples(st.integers(0, 3), st.integers(1, 6), st.integers(1, 4)), min_size=1, max_size=30)
 

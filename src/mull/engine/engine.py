@@ -20,7 +20,7 @@ from torch import Tensor
 from mull.dist import precision
 from mull.engine.cache import Cache, SlotWindow, rounded
 from mull.engine.sampler import sample, stream_of, uniform
-from mull.engine.scheduler import Scheduler, Job
+from mull.engine.scheduler import Job, Scheduler
 from mull.model.transformer import Transformer
 from mull.ops.attention import Documents
 from mull.text.chat import Chat, Parser
