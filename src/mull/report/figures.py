@@ -293,6 +293,7 @@ def frontier(rows: Sequence[Mapping[str, Any]], colours: Colours) -> Markup | No
         tag("line", x1=frame.left, x2=frame.right, y1=frame.bottom, y2=frame.bottom, class_="axis"),
         frame.feet([foot for foot, _ in named], [name for _, name in named]),
     ]
+    names, dots = [], []  # drawn over all intervals, and dots over names: no datum is hidden
     heights = _apart([(row["model"], frame.y(row["accuracy"])) for row in rows], 13.0)
     for row, cost in zip(rows, costs, strict=True):
         x, y = frame.x(cost), frame.y(row["accuracy"])
@@ -302,10 +303,12 @@ def frontier(rows: Sequence[Mapping[str, Any]], colours: Colours) -> Markup | No
         ends = [frame.y(bound) for bound in row["ci95"]]
         parts.append(tag("line", x1=x, x2=x, y1=ends[0], y2=ends[1], class_=f"reach {colour}"))
         kind = "dot" if row["thinking"] else "ring"
-        parts.append(titled("circle", told, cx=x, cy=y, r=5.0, class_=f"{kind} {colour}"))
-        parts.append(tag("text", row["model"], x=x + 9, y=heights[row["model"]] + 4, class_=f"name {colour}"))
+        dots.append(titled("circle", told, cx=x, cy=y, r=5.0, class_=f"{kind} {colour}"))
+        names.append(tag("text", row["model"], x=x + 9, y=heights[row["model"]] + 4, class_=f"name clear {colour}"))
     said = "; ".join(f"{row['model']} {_priced(row)}" for row in rows)
-    return picture(HALF, 262, f"Cost per thousand solved problems against accuracy: {said}.", join(parts))
+    return picture(
+        HALF, 262, f"Cost per thousand solved problems against accuracy: {said}.", join([*parts, *names, *dots])
+    )
 
 
 def _apart(places: Sequence[tuple[str, float]], least: float) -> dict[str, float]:
