@@ -15,12 +15,14 @@ from pathlib import Path
 
 import pytest
 from conftest import Mull, content
+from safetensors import SafetensorError
 
 from mull import __version__
 from mull.config import fingerprint
 from mull.ledger import Rates
 from mull.run import Run
 from mull.stages import recipe
+from mull.train import checkpoint
 
 VERBS = ("demo", "run", "eval", "chat", "ask", "info", "report", "tasks", "recipes")
 QUESTION = "Find the Greatest Common Divisor (GCD) of these numbers: 2, 3. Give only the GCD as your final answer."
@@ -48,11 +50,13 @@ def test_help_imports_nothing_heavy():
 
 
 def test_help_answers_in_half_a_second():
+    """Of processor time, which is what it takes on a machine that does nothing else."""
     took = []
-    for _ in range(5):
-        began = time.perf_counter()
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         assert process("--help").returncode == 0
-        took.append(time.perf_counter() - began)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        took.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(took) < 0.5
 
 
@@ -130,14 +134,38 @@ def test_a_full_disk_is_one_line_and_the_run_continues(brief: Path, tmp_path: Pa
     said = process(*words, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)))
     assert said.returncode == 2, said.stderr
     assert said.stderr.count("\n") == 1
-    assert said.stderr.startswith("The disk is full")
+    assert said.stderr.startswith(f"File too large: {folder} keeps everything up to the last good checkpoint")
     assert "continue with: mull run" in said.stderr
     assert not (folder / "models" / "base").exists()
     assert process(*words).returncode == 0
 
 
+def test_a_full_disk_leaves_the_last_good_checkpoint(
+    refused: Refused, mull: Mull, brief: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Room for one checkpoint, not for the second."""
+    words = ["run", brief, "stage.base.train.checkpoint_every=1", "stage.base.steps=3", "--out", tmp_path / "run", "-q"]
+    real, left = checkpoint.save_file, [2]  # a checkpoint is two files
+
+    def save_file(*given: object) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        real(*given)
+
+    monkeypatch.setattr(checkpoint, "save_file", save_file)
+    assert refused(*words).startswith("No space left on device: ")
+    base = tmp_path / "run" / "stages" / "base"
+    assert sorted(p.name for p in base.iterdir()) == ["step-00000001", "tokenizer"]
+    monkeypatch.undo()
+    assert mull(*words).code == 0
+    steps = [line["step"] for line in Run(tmp_path / "run", Rates(), quiet=True).metrics("base")]
+    assert steps == [1, 2, 3]
+
+
 def test_a_loss_that_is_no_number_stops_with_stage_step_and_checkpoint(refused: Refused, tiny: Path, tmp_path: Path):
-    changes = ["stage.base.train.optim.lr=1e30", "stage.base.train.optim.warmup=0.0", "stage.base.train.checkpoint_every=1"]
+    changes = ["optim.lr=1e30", "optim.warmup=0.0", "checkpoint_every=1"]
+    changes = [f"stage.base.train.{change}" for change in changes]
     line = refused("run", tiny, *changes, "--out", tmp_path / "run", "--quiet")
     assert line.startswith("Stage base, step ")
     assert "nan" in line or "inf" in line
@@ -157,7 +185,7 @@ def test_a_loss_that_is_no_number_stops_with_stage_step_and_checkpoint(refused: 
         ("stage.base.kind=pretrian", "there is no kind 'pretrian'"),
         ("stage.bass.steps=3", "there is no element 'bass'"),
         ("steps", "'steps' is no override; write key=value"),
-        ("stage.taught.init=bass", "Stage 'taught' needs the model 'bass', which no stage before it makes. Did you mean 'base'?"),
+        ("stage.taught.init=bass", "needs the model 'bass', which no stage before it makes. Did you mean 'base'?"),
         ("stage.taught.init=student", "Stage 'taught' needs the model 'student', which no stage before it makes."),
         ('stage.exam.models=["exam"]', "Stage 'exam' needs the model 'exam', which no stage before it makes."),
         ("result=studnet", "The result 'studnet' is made by no stage. Did you mean 'student'?"),
@@ -313,7 +341,7 @@ def test_a_run_without_a_result_says_what_it_has(refused: Refused, done: Path, t
 
 
 def test_chat(mull: Mull, done: Path):
-    lines = ["", "/help", QUESTION, "/think off", QUESTION, "/remember on", "hi", "/reset", "/nonsense", "/quit", "never"]
+    lines = ["", "/help", QUESTION, "/think off", QUESTION, "/remember on", "hi", "/reset", "/nonsense", "/quit", "no"]
     said = mull("chat", done, "--max-tokens", 8, given="\n".join(lines) + "\n")
     assert said.code == 0
     assert said.err.count(" tok/s") == 3

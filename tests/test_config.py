@@ -125,7 +125,8 @@ def test_any_text_is_a_value_or_a_mistake(text: str):
         ({"stage": [{"kind": "walk"}]}, "trip.toml: stage.0.name: this key is required."),
         ({"stage": [{"kind": "run", "name": "up"}]},
          "trip.toml: stage.up: there is no kind 'run'; kinds are 'walk', 'rest'."),
-        ({"stage": [{"kind": "rest", "name": "top", "hours": 25}]}, "trip.toml: stage.top: a rest is shorter than a day."),
+        ({"stage": [{"kind": "rest", "name": "top", "hours": 25}]},
+         "trip.toml: stage.top: a rest is shorter than a day."),
         ({"abuot": 1, "zzz": 1}, "trip.toml: abuot: there is no such key. Did you mean 'about'? (and 1 more)"),
     ],
 )  # fmt: skip

@@ -7,6 +7,7 @@ traceback.
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -140,20 +141,13 @@ def _kept(folder: Path) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         _fail(f"Stopped. What is finished is kept in {folder}; continue with: {again}", code=130)
-    except Exception as error:
-        if not _is_full(error):
+    except OSError as error:
+        # safetensors puts the system's error into words of its own
+        code = error.errno or next((code for code in FULL if f"(os error {code})" in str(error)), 0)
+        if code not in FULL:
             raise
-        _fail(f"The disk is full ({error}). {folder} keeps everything up to the last good checkpoint; free some space "
-              f"and continue with: {again}")  # fmt: skip
-
-
-def _is_full(error: BaseException | None) -> bool:
-    """Also where a library has put the system's error into words of its own."""
-    if error is None:
-        return False
-    said = str(error)
-    full = isinstance(error, OSError) and error.errno in FULL
-    return full or any(f"(os error {code})" in said for code in FULL) or _is_full(error.__cause__)
+        _fail(f"{os.strerror(code)}: {folder} keeps everything up to the last good checkpoint; free some space and "
+              f"continue with: {again}")  # fmt: skip
 
 
 @app.command(name="eval")
