@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ from mull.tasks import find
 from mull.text.chat import Chat
 from mull.train.losses import LossConfig
 from mull.train.trainer import TrainConfig
-from mull.types import Request, Sampling, UserError, read_rollouts
+from mull.types import Completion, Message, Problem, Request, Rollout, Sampling, UserError, read_rollouts
 
 GCD = Draw(task="gcd", size={"values": [1, 3]})
 STUDENT = ModelConfig(width=32, layers=1, heads=2, kv_heads=2, head_dim=16, ffn=64, max_length=128)
@@ -193,3 +194,42 @@ def test_pretraining_on_files_alone(shape: ModelConfig, tmp_path: Path) -> None:
     run.close()
     with pytest.raises(UserError, match="nothing to learn"):
         pretrain.main(PretrainConfig(name="b", steps=1), Context(run, 0, torch.device("cpu"), shape))
+
+
+def graded(rewards: list[float], tokens: int = 4) -> list[Rollout]:
+    """One group per four rewards."""
+    problem = Problem("gcd", "1", (Message("user", "q"),), "1")
+    completion = Completion(tuple([9] * tokens), tuple([-0.1] * tokens), "stop")
+    return [Rollout(problem, completion, r, "solved" if r else "wrong", prompt=(7,)) for r in rewards]
+
+
+def test_advantages_are_rewards_less_the_groups_mean_and_even_groups_are_dropped() -> None:
+    cfg = CONFIGS["rl"]
+    assert isinstance(cfg, RLConfig)
+    chosen = rl._with_advantages(graded([1, 0, 0, 0, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 0, 1]), cfg)
+    assert [r.advantage for r in chosen] == [0.75, -0.25, -0.25, -0.25, 0.25, 0.25, -0.75, 0.25]
+
+
+def test_our_own_failures_are_neither_rewarded_nor_blamed() -> None:
+    cfg = CONFIGS["rl"]
+    assert isinstance(cfg, RLConfig)
+    group = graded([1, 0, 0, 0])
+    group[3] = replace(group[3], outcome="infrastructure")
+    assert [r.advantage for r in rl._with_advantages(group, cfg)] == pytest.approx([2 / 3, -1 / 3, -1 / 3])
+
+
+def test_answers_near_the_limit_cost() -> None:
+    cfg = CONFIGS["rl"].model_copy(update={"max_tokens": 40, "overlong": 10, "overlong_cost": 0.5})
+    assert isinstance(cfg, RLConfig)
+    assert [rl._overlong(n, cfg) for n in (5, 30, 35, 40)] == [0, 0, 0.25, 0.5]
+    long, short = graded([1], tokens=40), graded([1], tokens=5)
+    chosen = rl._with_advantages([*long, *short, *short, *short], cfg)  # equal rewards, but not equally short
+    assert [r.advantage for r in chosen] == pytest.approx([-0.375, 0.125, 0.125, 0.125])
+
+
+def test_micro_batches_hold_every_answer_once_within_their_tokens() -> None:
+    answers = [r for n in (4, 30, 9, 50, 2, 11) for r in graded([1], tokens=n)]
+    parts = rl._micro(answers, 40)
+    assert sorted(len(r.completion.tokens) for part in parts for r in part) == [2, 4, 9, 11, 30, 50]
+    for part in parts:
+        assert len(part) == 1 or sum(1 + len(r.completion.tokens) for r in part) <= 40

@@ -80,8 +80,10 @@ def test_prediction_ahead_uses_only_what_is_known_at_the_token() -> None:
     assert not torch.allclose(ahead(8)[7], base[7])
 
 
-def test_targets_ahead_are_of_the_same_document_and_learnt() -> None:
-    batch = collate(examples_of(9, 3, 14, 2, learnt=0.6))
+@pytest.mark.parametrize(("lengths", "learnt"), [((9, 3, 14, 2), 0.6), ((9,), 1.0), ((5, 5), 1.0)], ids=str)
+def test_targets_ahead_are_of_the_same_document_and_learnt(lengths: tuple[int, ...], learnt: float) -> None:
+    """A single document too: its end must not meet its own beginning."""
+    batch = collate(examples_of(*lengths, learnt=learnt))
     for depth in (1, 2, 3):
         at, target = batch.ahead(depth)
         want = [

@@ -119,6 +119,23 @@ def test_every_number_of_ours_has_one_place(name: str) -> None:
     assert {key for key, times in covered.items() if not bool((times == 1).all())} == set()
 
 
+def test_mtp_layers_have_their_published_names(tmp_path: Path) -> None:
+    """transformers reads none of them, so the names are held here: DeepSeek-V3's, numbered behind the last layer."""
+    ours = model_of(SHAPES["moe, two mtp layers"])
+    save_model(tmp_path / "m", ours, chat())
+    written = load_file(tmp_path / "m" / "mtp.safetensors")
+    for depth, layer in enumerate(ours.mtp):
+        prefix = f"model.layers.{ours.cfg.layers + depth}"
+        for name, tensor in {
+            "enorm": layer.embed_norm.weight, "hnorm": layer.hidden_norm.weight, "eh_proj": layer.project.weight,
+            "shared_head.norm": layer.norm.weight, "self_attn.o_proj": layer.block.attention.o.weight,
+            "mlp.experts.3.down_proj": layer.block.ffn.down[3],
+        }.items():  # fmt: skip
+            assert torch.equal(written[f"{prefix}.{name}.weight"], tensor), name
+    answering = load_file(tmp_path / "m" / "model.safetensors")
+    assert not any(name.startswith(f"model.layers.{ours.cfg.layers}") for name in answering)
+
+
 def test_families() -> None:
     assert {name: family_of(SHAPES[name]) for name in ("mla", "moe", "llama", "qwen2", "gqa moe")} == {
         "mla": "deepseek_v3", "moe": "deepseek_v3", "llama": "llama", "qwen2": "qwen2", "gqa moe": "glm4_moe",
