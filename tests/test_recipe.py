@@ -58,7 +58,7 @@ def test_an_exam_is_for_models_of_its_stage(plain: dict[str, Any]):
 def test_something_must_be_there_to_learn_from(plain: dict[str, Any], tmp_path: Path):
     base, student = of(plain, "base"), of(plain, "student")
     base["tasks"] = []
-    assert mistake(plain) == "Stage 'base': there is nothing to learn from; give tasks, files or both."
+    assert mistake(plain) == "Stage 'base': there is nothing to learn from; give tasks, recite or files."
     base["files"] = [str(tmp_path / "*.txt")]
     assert f"Stage 'base': No text file matches '{tmp_path}/*.txt'." == mistake(plain)
     (tmp_path / "a.txt").write_text("once upon a time")

@@ -126,15 +126,18 @@ def _check_lessons(stage: AnyStage, recipe: Recipe) -> None:
     """Its tasks exist in the sizes asked for, its files are there, and it has something to learn from at all."""
     match stage:
         case PretrainConfig():
-            if not stage.tasks and not stage.files:
-                raise UserError("there is nothing to learn from; give tasks, files or both.")
-            if recipe.model.vocab < SMALLEST:
-                raise UserError(f"model.vocab = {recipe.model.vocab} is too small; bytes and specials are {SMALLEST}.")
+            if not (stage.tasks or stage.recite or stage.files):
+                raise UserError("there is nothing to learn from; give tasks, recite or files.")
+            vocab = (stage.model or recipe.model).vocab
+            if vocab < SMALLEST:
+                raise UserError(f"model.vocab = {vocab} is too small; bytes and specials are {SMALLEST}.")
             for pattern in stage.files:
                 next(iter(read_texts([pattern])), None)
             _check_draws(stage.tasks, "train", taught=True)
+            _check_draws(stage.recite, "train")
         case SFTConfig():
             _check_draws(stage.tasks, "train", taught=True, needed="to learn from")
+            _check_draws(stage.recite, "train")
         case RLConfig():
             _check_draws(stage.tasks, "train", needed="to practise on")
         case DistillConfig():
