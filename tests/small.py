@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import random
+import tempfile
+from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 
+import pytest
 import torch
 
 from mull.data.batch import Example
@@ -86,3 +90,11 @@ TEXTS = [
 @cache
 def chat() -> Chat:
     return Chat(Tokenizer.train(TEXTS, VOCAB))
+
+
+@pytest.fixture(name="tmp_path")
+def in_memory() -> Iterator[Path]:
+    """Instead of pytest's, in memory where there is such a place: a checkpoint syncs, and a busy disk takes seconds."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
+        yield Path(folder)

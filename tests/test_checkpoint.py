@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import SHAPES, examples_of, model_of
+from small import SHAPES, examples_of, in_memory, model_of  # noqa: F401 - the fixture
 
 from mull.data.batch import collate
 from mull.train import checkpoint

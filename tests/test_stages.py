@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small import in_memory  # noqa: F401 - the fixture
 
 from mull.data.sources import Draw
 from mull.engine.engine import LocalEngine

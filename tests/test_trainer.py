@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import MLA, MOE, SHAPES, examples_of, model_of, tokens_of
+from small import MLA, MOE, SHAPES, examples_of, in_memory, model_of, tokens_of  # noqa: F401 - the fixture
 
 from mull.data.batch import Batch, Example, Stream, collate
 from mull.ledger import Ledger, Rates
