@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -169,3 +170,17 @@ def test_a_model_that_went_missing_is_named(copy: Run, tiny: Path):
     shutil.rmtree(copy.model_dir("student"))
     with pytest.raises(UserError, match="No stage has made the model 'student'; there are base, practised, taught"):
         recipe.main(recipe.load(str(tiny), []), copy)
+
+
+def test_a_sampler_apart_from_the_trainer_stops_the_run(
+    refused: Callable[..., str], tiny: Path, done: Path, tmp_path: Path
+):
+    rl = tiny.read_text(encoding="utf-8").split("[[stage]]")[3].replace("steps = 2", "steps = 2\nmax_gap = 1e-12")
+    head = f'name = "apart"\n[outside]\ntaught = "{done / "models" / "taught"}"\n[[stage]]'
+    (tmp_path / "apart.toml").write_text(head + rl, encoding="utf-8")
+    line = refused("run", tmp_path / "apart.toml", "--out", tmp_path / "run", "--quiet")
+    assert re.match(r"Stage practised, step 1: max_gap is [\d.e-]+, more than 1e-12, so training stopped", line)
+    assert "there is no checkpoint of this stage yet" in line
+    assert "on CUDA" in line
+    assert "larger max_gap" in line
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()

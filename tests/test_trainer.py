@@ -17,7 +17,7 @@ from mull.model.transformer import Transformer
 from mull.run import Run
 from mull.train.losses import LossConfig
 from mull.train.optim import OptimConfig
-from mull.train.trainer import TrainConfig, Trainer
+from mull.train.trainer import Limit, TrainConfig, Trainer
 from mull.types import UserError
 
 
@@ -191,6 +191,32 @@ def test_without_a_checkpoint_the_sentence_says_so(tmp_path: Path) -> None:
     with run.ledger.stage("s", "pretrain") as entry, pytest.raises(UserError, match=r"no checkpoint.*lower optim\.lr"):
         trainer.fit(run, "s", lambda step: [collate(examples_of(12, seed=step))], entry)
     run.close()
+
+
+def test_a_step_beyond_a_limit_is_not_taken(tmp_path: Path) -> None:
+    """Measured before the optimiser moves: weights, balance biases and metrics are those of the step before."""
+    trainer = trainer_of("moe", checkpoint_every=1, loss=LossConfig(name="grpo"), optim=OptimConfig(lr=1e-9))
+    trainer.limits = {"max_gap": Limit(0.01, "Look at the sampler.")}
+    run = Run.open(tmp_path / "r", {"seed": 0}, quiet=True)
+    kept: dict[str, torch.Tensor] = {}
+
+    def batches(step: int) -> list[Batch]:
+        kept.update(state_of(trainer))
+        batch = collate(examples_of(12, seed=step))
+        with torch.no_grad():
+            hidden = trainer.model(batch.tokens_T, batch.documents)[batch.predict_N]
+            logp = trainer.model.logits(hidden).log_softmax(-1).gather(1, batch.target_N[:, None])[:, 0]
+        logp[4] -= 0.02 * (step == 2)
+        batch.logprob_N, batch.advantage_N = logp, torch.ones_like(logp)
+        return [batch]
+
+    said = r"^Stage s, step 3: max_gap is 0\.02, more than 0\.01, .*step-00000002\. Look at the sampler\.$"
+    with run.ledger.stage("s", "rl") as entry, pytest.raises(UserError, match=said):
+        trainer.fit(run, "s", batches, entry)
+    run.close()
+    assert [line["step"] for line in run.metrics("s")] == [1, 2]
+    for name, tensor in state_of(trainer).items():
+        assert torch.equal(tensor, kept[name]), name
 
 
 def test_the_bill_counts_tokens_and_flops(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +46,26 @@ class TrainConfig(Config):
 Batches = Callable[[int], Sequence[Batch]]  # optimiser step -> its micro-batches
 
 
+@dataclass(frozen=True)
+class Limit:
+    """The most that a metric may be, and what to say of one that is more."""
+
+    most: float
+    advice: str
+
+
 @dataclass
 class Trainer:
-    """Owns the optimisers of one model for `steps` steps. `step` counts those done."""
+    """Owns the optimisers of one model for `steps` steps. `step` counts those done.
+
+    A step whose loss is no number, or whose metrics exceed their `limits`, is not taken.
+    """
 
     model: Transformer
     cfg: TrainConfig
     steps: int
     step: int = 0
+    limits: Mapping[str, Limit] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.optimisers = optimisers(self.model, self.cfg.optim)
@@ -78,7 +90,7 @@ class Trainer:
             load = step_load if load is None or step_load is None else load + step_load
         metrics = {name: v if name in MAXIMA else v / predicted for name, v in sums.items()}
         metrics["grad_norm"] = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.cfg.optim.clip))
-        if not math.isfinite(metrics["loss"]) or not math.isfinite(metrics["grad_norm"]):
+        if self._broken(metrics):
             return metrics  # the caller stops; the weights are still those of the step before
         rate = learning_rate(self.cfg.optim, self.step, self.steps)
         for optimiser in self.optimisers:
@@ -125,7 +137,7 @@ class Trainer:
         """Train to the end, from wherever `step` is. Logs each step, shows progress, writes checkpoints.
 
         `after(step)` runs behind each step (RL hands the new weights to the engine); `extra()` is what a checkpoint
-        keeps besides the model. Raises UserError when the loss is no longer a number.
+        keeps besides the model. Raises UserError when the loss is no longer a number or a limit is exceeded.
         """
         folder = run.stage_dir(stage)
         self.model.train()
@@ -159,14 +171,25 @@ class Trainer:
         else:
             run.log(stage, self.step, **metrics)
 
+    def _broken(self, metrics: Mapping[str, float]) -> tuple[str, str] | None:
+        """(what is wrong with a step, what to do about it), or None for a step that may be taken."""
+        loss, norm = metrics["loss"], metrics["grad_norm"]
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            return f"the loss is {loss} (gradient norm {norm})", "Try a lower optim.lr."
+        for name, limit in self.limits.items():
+            if metrics[name] > limit.most:
+                return f"{name} is {metrics[name]:.3g}, more than {limit.most:g}", limit.advice
+        return None
+
     def _stop_if_broken(self, metrics: dict[str, float], stage: str, folder: Path) -> None:
-        if math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"]):
+        broken = self._broken(metrics)
+        if broken is None:
             return
+        what, advice = broken
         last = checkpoint.newest(folder)
         where = f"the last good checkpoint is {last}" if last else "there is no checkpoint of this stage yet"
         raise UserError(
-            f"Stage {stage}, step {self.step + 1}: the loss is {metrics['loss']} (gradient norm "
-            f"{metrics['grad_norm']}), so training stopped before using it; {where}. Try a lower optim.lr."
+            f"Stage {stage}, step {self.step + 1}: {what}, so training stopped before using it; {where}. {advice}"
         )
 
     def save(self, folder: Path, extra: dict[str, Any]) -> None:
