@@ -82,6 +82,27 @@ def test_a_model_from_outside_must_be_there(plain: dict[str, Any], done: Path, t
     assert "Two models are named 'base'" in mistake(plain)
 
 
+@pytest.mark.parametrize(("stage", "loss"), [("base", "ce"), ("taught", "ce"), ("practised", "grpo"),
+                                              ("student", "forward_kl")])  # fmt: skip
+def test_a_stage_has_its_own_loss_whatever_else_its_train_table_says(tiny: Path, stage: str, loss: str):
+    for change in ("optim.lr=1e-3", "loss.mask_gap=0.2", "checkpoint_every=7"):
+        plan = recipe.load(str(tiny), [f"stage.{stage}.train.{change}"])
+        [found] = [s for s in plan.stage if s.name == stage and s.kind != "evaluate"]
+        assert found.train.loss.name == loss
+        assert build(Recipe, plan.model_dump(mode="json"), "x") == plan
+
+
+@pytest.mark.parametrize(("stage", "loss", "takes"), [
+    ("base", "grpo", "ce"), ("taught", "forward_kl", "ce"), ("practised", "ce", "grpo"),
+    ("student", "reverse_kl", "forward_kl or ce"),
+])  # fmt: skip
+def test_a_loss_that_a_stage_cannot_feed_is_refused(tiny: Path, stage: str, loss: str, takes: str):
+    said = f"tiny.toml: stage.{stage}.train: this stage cannot feed the loss '{loss}'; it takes {takes}."
+    with pytest.raises(UserError, match=re.escape(said)):
+        recipe.load(str(tiny), [f"stage.{stage}.train.loss.name={loss}"])
+    assert recipe.load(str(tiny), ["stage.student.train.loss.name=ce"])
+
+
 # identity
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from mull.data.batch import Batch, Stream, collate
 from mull.data.sources import Draw, Problems, answers, from_rollout, seed_of
@@ -23,7 +23,7 @@ from mull.ledger import Entry
 from mull.model.config import ModelConfig
 from mull.model.flops import decoding_flops, forward_flops
 from mull.model.transformer import Transformer
-from mull.stages.stage import Context, StageConfig
+from mull.stages.stage import Context, StageConfig, own_loss
 from mull.text.chat import Chat
 from mull.train.losses import LossConfig
 from mull.train.trainer import TrainConfig, Trainer
@@ -44,6 +44,11 @@ class DistillConfig(StageConfig):
     on_policy_steps: int = Field(default=0, ge=0)
     on_policy_answers: int = Field(default=64, gt=0)  # per step
     train: TrainConfig = TrainConfig(loss=LossConfig(name="forward_kl"))
+
+    @field_validator("train")
+    @classmethod
+    def _loss(cls, train: TrainConfig) -> TrainConfig:
+        return own_loss(train, "forward_kl", "ce")
 
 
 def main(cfg: DistillConfig, ctx: Context) -> None:

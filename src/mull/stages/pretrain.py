@@ -12,14 +12,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from mull.data.batch import Stream
 from mull.data.shards import mix, read_texts, shard, write_shard
 from mull.data.sources import Draw, Problems, Source, documents, recitals, seed_of
 from mull.model.config import ModelConfig
 from mull.model.transformer import Transformer
-from mull.stages.stage import Context, StageConfig
+from mull.stages.stage import Context, StageConfig, own_loss
 from mull.tasks import TAUGHT
 from mull.text.chat import ROLES, Chat
 from mull.text.tokenizer import Tokenizer
@@ -42,6 +42,11 @@ class PretrainConfig(StageConfig):
     length: int = Field(default=1024, gt=1)  # longer documents are cut
     tokenizer_sample: int = Field(default=3000, gt=0)  # documents of `tasks` the tokenizer is trained on
     train: TrainConfig = TrainConfig()
+
+    @field_validator("train")
+    @classmethod
+    def _loss(cls, train: TrainConfig) -> TrainConfig:
+        return own_loss(train, "ce")
 
 
 def main(cfg: PretrainConfig, ctx: Context) -> None:

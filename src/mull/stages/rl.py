@@ -17,13 +17,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from mull.data.batch import Batch, collate
 from mull.data.sources import Draw, Problems, from_rollout, seed_of
 from mull.engine.rollout import rollouts
 from mull.model.flops import decoding_flops
-from mull.stages.stage import Context, StageConfig
+from mull.stages.stage import Context, StageConfig, own_loss
 from mull.train.losses import LossConfig
 from mull.train.trainer import Limit, TrainConfig, Trainer
 from mull.types import Rollout, Sampling, UserError
@@ -45,6 +45,11 @@ class RLConfig(StageConfig):
     max_gap: float = Field(default=1e-3, gt=0)  # largest |sampler - trainer| of a log-probability; beyond, stop
     keep: bool = True  # write the graded answers to rollouts/<name>.jsonl
     train: TrainConfig = TrainConfig(loss=LossConfig(name="grpo"))
+
+    @field_validator("train")
+    @classmethod
+    def _loss(cls, train: TrainConfig) -> TrainConfig:
+        return own_loss(train, "grpo")
 
 
 APART = (

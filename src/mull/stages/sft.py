@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from mull.data.batch import Stream
 from mull.data.shards import mix
 from mull.data.sources import Draw, Source, conversations, recitals, seed_of
-from mull.stages.stage import Context, StageConfig
+from mull.stages.stage import Context, StageConfig, own_loss
 from mull.text.chat import Chat
 from mull.train.trainer import TrainConfig, Trainer
 
@@ -31,6 +31,11 @@ class SFTConfig(StageConfig):
     recite_weight: int = Field(default=1, gt=0)  # of `tasks_weight` + `recite_weight` examples
     tasks_weight: int = Field(default=5, gt=0)
     train: TrainConfig = TrainConfig()
+
+    @field_validator("train")
+    @classmethod
+    def _loss(cls, train: TrainConfig) -> TrainConfig:
+        return own_loss(train, "ce")
 
     @model_validator(mode="after")
     def _one_length(self) -> SFTConfig:

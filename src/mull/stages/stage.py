@@ -21,6 +21,7 @@ from mull.model.weights import load_model, save_model
 from mull.run import Run
 from mull.text.chat import Chat
 from mull.text.tokenizer import Tokenizer
+from mull.train.trainer import TrainConfig
 from mull.types import UserError
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
@@ -30,6 +31,16 @@ class StageConfig(Config):
     """`name` is the stage's, and of the model it makes."""
 
     name: Name
+
+
+def own_loss(train: TrainConfig, *losses: str) -> TrainConfig:
+    """The stage's loss, the first of `losses`, where none is named. Raises ValueError for one it cannot feed."""
+    loss = train.loss
+    if "name" not in loss.model_fields_set:
+        loss = loss.model_copy(update={"name": losses[0]})
+    if loss.name not in losses:
+        raise ValueError(f"this stage cannot feed the loss {loss.name!r}; it takes {' or '.join(losses)}")
+    return train.model_copy(update={"loss": loss})
 
 
 @dataclass
