@@ -6,7 +6,7 @@ model nothing. And everything a step reads stands near: what is left of the prob
 round, in the question's own spelling, so that no step has to find the third digit of the fourth number far above.
 
     514 - 544 + 386            123 * 45               112 and 987
-    514 - 544 + 386            3*5=15                 112/987=0
+    0|514 - 544 + 386          3*5=15                 112/987=0
     4-4=0                      2*5=10+1=11            987/112=8
     1-4=-3:7                   1*5=5+1=6              8*2=16 7-16=-9:1
     ...                        0                      ...
@@ -45,7 +45,8 @@ def _with_digit(line: str, total: int) -> str:
 
 def chain_sum(numbers: Sequence[int], signs: Sequence[int]) -> str:
     """Term by term. The result so far is `carry|digits`, worth carry * 10^columns + digits: it may be below zero
-    without any digit being so. A result below zero is turned round at the end, digit by digit.
+    without any digit being so. A result below zero is turned round at the end, digit by digit: `- c|ddd`.
+    The first line has the form of all later ones, so that no round is a special case.
 
     `signs` holds +1 or -1 per number, the first always +1.
     """
@@ -54,7 +55,7 @@ def chain_sum(numbers: Sequence[int], signs: Sequence[int]) -> str:
     columns = max(len(digits(n)) for n in numbers)
     so_far, top = _padded(numbers[0], columns), 0
     left = [f" {'+' if sign > 0 else '-'} {n}" for n, sign in zip(numbers[1:], signs[1:], strict=True)]
-    lines = [str(numbers[0]) + "".join(left)]
+    lines = [f"0|{_written(so_far)}" + "".join(left)]
     for i, (number, sign) in enumerate(zip(numbers[1:], signs[1:], strict=True), 1):
         mark, carry = "+" if sign > 0 else "-", 0
         for column, digit in enumerate(_padded(number, columns)):
@@ -69,8 +70,11 @@ def chain_sum(numbers: Sequence[int], signs: Sequence[int]) -> str:
         lines.append(f"{top}|{_written(so_far)}" + "".join(left[i:]))
     value = top * 10**columns + int(_written(so_far))
     if value < 0:
-        turned = _padded(-value, columns)
-        lines.append(" ".join(f"{old}:{new}" for old, new in zip(so_far, turned, strict=False)))
+        front, rest = divmod(-value, 10**columns)
+        turned = _padded(rest, columns)
+        pairs = zip([*so_far, top], [*turned, front], strict=True)
+        lines.append(" ".join(f"{old}:{new}" for old, new in pairs))
+        lines.append(f"- {front}|{_written(turned)}")
     lines.append(str(value))
     return "\n".join(lines)
 
