@@ -56,6 +56,23 @@ def test_an_exam_is_for_models_of_its_stage(plain: dict[str, Any]):
     assert "an exam is for 'base', which is not among models" in mistake(plain)
 
 
+def test_two_exams_that_would_share_a_file_are_refused(plain: dict[str, Any]):
+    exam = of(plain, "exam")
+    first, more = exam["exams"][0], {"n": 9, "samples": 1}
+    exam["exams"] = [first, first | more]
+    said = "Stage 'exam': another set of answers has the name exam_taught_gcd_held-out_values=1,3_think already; exams"
+    assert mistake(plain).startswith(said)
+    for other in ({"label": "more"}, {"size": {"values": [1, 9]}}, {"task": "products", "size": {}}):
+        exam["exams"] = [first, first | more | other]
+        recipe.check(build(Recipe, plain, "x"))
+    exam["exams"] = [first | {"models": ["taught"]}, first | more | {"models": ["student"]}]
+    recipe.check(build(Recipe, plain, "x"))
+    exam["exams"] = [first | {"thinking": [True]}, first | more | {"thinking": [False]}]
+    recipe.check(build(Recipe, plain, "x"))
+    plain["stage"].append(exam | {"name": "exam_taught", "models": ["student"], "exams": [first]})
+    recipe.check(build(Recipe, plain, "x"))
+
+
 def test_something_must_be_there_to_learn_from(plain: dict[str, Any], tmp_path: Path):
     base, student = of(plain, "base"), of(plain, "student")
     base["tasks"] = []

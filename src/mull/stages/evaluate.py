@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import time
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -57,57 +58,68 @@ class EvaluateConfig(StageConfig):
         return self
 
 
-def main(cfg: EvaluateConfig, ctx: Context) -> None:
-    run = ctx.run
-    sittings = [
-        (model, exam, thinking)
+@dataclass(frozen=True)
+class Sitting:
+    """One model before one exam in one mode: one file of rollouts, `name`.jsonl."""
+
+    name: str
+    model: str
+    exam: Exam
+    thinking: bool
+
+
+def sittings(cfg: EvaluateConfig) -> list[Sitting]:
+    return [
+        Sitting(_name(cfg.name, model, exam, thinking), model, exam, thinking)
         for model in cfg.models
         for exam in cfg.exams
         if model in (exam.models or cfg.models)
         for thinking in exam.thinking or cfg.thinking
     ]
+
+
+def _name(stage: str, model: str, exam: Exam, thinking: bool) -> str:
+    size = "-".join(f"{k}={v}" for k, v in sorted(exam.size.items()))
+    parts = [stage, model, exam.task.replace("/", "."), exam.label, size, "think" if thinking else "direct"]
+    return "_".join("".join(c if c.isalnum() or c in "-_.=," else "" for c in part) for part in parts if part)
+
+
+def main(cfg: EvaluateConfig, ctx: Context) -> None:
+    run, sat = ctx.run, sittings(cfg)
     for name in cfg.models:
         ctx.folder(name)  # a missing model is said now, not after an hour
     for exam in cfg.exams:
         find(exam.task)
     engines: dict[str, tuple[LocalEngine, Chat]] = {}
-    with run.ledger.stage(cfg.name, cfg.kind) as entry, run.progress(cfg.name, len(sittings), unit="exam") as progress:
-        for number, (model, exam, thinking) in enumerate(sittings, 1):
-            if not _path(cfg, ctx, model, exam, thinking).exists():
-                if model not in engines:
+    with run.ledger.stage(cfg.name, cfg.kind) as entry, run.progress(cfg.name, len(sat), unit="exam") as progress:
+        for number, sitting in enumerate(sat, 1):
+            if not run.rollouts_path(sitting.name).exists():
+                if (model := sitting.model) not in engines:
                     weights, chat = ctx.load(model)
                     engines = {model: (ctx.engine(weights, chat, cfg.rows), chat)}
-                row = _sit(cfg, ctx, model, exam, thinking, engines[model], entry)
+                row = _sit(cfg, ctx, sitting, engines[model], entry)
                 progress.update(number, tokens=int(row["tokens"]), solved=row["solved"])
             else:
                 progress.update(number)
 
 
-def _path(cfg: EvaluateConfig, ctx: Context, model: str, exam: Exam, thinking: bool):
-    size = "-".join(f"{k}={v}" for k, v in sorted(exam.size.items()))
-    parts = [cfg.name, model, exam.task.replace("/", "."), exam.label, size, "think" if thinking else "direct"]
-    name = "_".join("".join(c if c.isalnum() or c in "-_.=," else "" for c in part) for part in parts if part)
-    return ctx.run.rollouts_path(name)
-
-
 def _sit(
-    cfg: EvaluateConfig, ctx: Context, model: str, exam: Exam, thinking: bool, engine: tuple[LocalEngine, Chat],
-    entry: Entry,
-) -> dict:  # fmt: skip
-    speaker, chat = engine
+    cfg: EvaluateConfig, ctx: Context, sitting: Sitting, engine: tuple[LocalEngine, Chat], entry: Entry
+) -> dict[str, Any]:
+    (speaker, chat), exam = engine, sitting.exam
     samples = exam.samples or cfg.samples
     problems = find(exam.task).problems(cfg.split, exam.n or cfg.n, seed_of("exam", exam.task, exam.label), **exam.size)
     sampling = Sampling(max_tokens=cfg.max_tokens, temperature=cfg.temperature, seed=ctx.seed)
     began = time.perf_counter()
     answers = rollouts(
-        problems, speaker, chat, samples=samples, sampling=sampling, thinking=thinking, model_name=model
+        problems, speaker, chat, samples=samples, sampling=sampling, thinking=sitting.thinking, model_name=sitting.model
     )  # fmt: skip
     seconds = time.perf_counter() - began
     tokens = sum(len(r.completion.tokens) for r in answers)
     shape = speaker.model.cfg
     flops = sum(decoding_flops(shape, len(r.prompt), len(r.completion.tokens)) for r in answers)
     entry.add(tokens=tokens, flops=flops)
-    path = _path(cfg, ctx, model, exam, thinking)
+    path = ctx.run.rollouts_path(sitting.name)
     bill = ctx.run.ledger.price(seconds, tokens, flops)
     facts = {
         "label": exam.label, "split": cfg.split, "seconds": seconds, "usd": bill.usd, "file": path.name,

@@ -82,6 +82,7 @@ def check(recipe: Recipe) -> None:
         if not (Path(folder) / "config.json").exists():
             raise UserError(f"outside.{name}: {folder} is no model directory.")
     _check_models(recipe)
+    _check_sittings(recipe)
     for stage in recipe.stage:
         try:
             _check_lessons(stage, recipe)
@@ -107,6 +108,19 @@ def _check_models(recipe: Recipe) -> None:
             made.append(stage.name)
     if recipe.result and recipe.result not in made:
         raise UserError(f"The result {recipe.result!r} is made by no stage.{nearest(recipe.result, made)}")
+
+
+def _check_sittings(recipe: Recipe) -> None:
+    """No two sets of answers share a file: the second would never be asked."""
+    taken = {stage.name for stage in recipe.stage if stage.kind != "evaluate"}
+    for stage in recipe.stage:
+        for sitting in evaluate.sittings(stage) if isinstance(stage, EvaluateConfig) else []:
+            if sitting.name in taken:
+                raise UserError(
+                    f"Stage {stage.name!r}: another set of answers has the name {sitting.name} already; exams of one "
+                    "task, size, model and mode need labels of their own."
+                )
+            taken.add(sitting.name)
 
 
 def _needs(stage: AnyStage) -> list[str]:
@@ -157,10 +171,9 @@ def _check_draws(draws: Sequence[Draw], split: Split, taught: bool = False, need
         raise UserError(f"it needs tasks {needed}.")
     for draw in draws:
         task = find(draw.task)
-        if draw.task in TAUGHT:  # others take seconds to start, and say it themselves
-            task.problems(split, 1, **draw.size)
-        elif taught:
+        if taught and draw.task not in TAUGHT:
             raise UserError(f"{draw.task} has no written solutions to learn from; taught are {', '.join(TAUGHT)}.")
+        task.problems(split, 1, **draw.size)  # seconds for some of reasoning-gym's, which beats a failure after an hour
 
 
 def identity(recipe: Recipe) -> dict[str, Any]:
