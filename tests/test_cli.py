@@ -195,6 +195,7 @@ def test_a_loss_that_is_no_number_stops_with_stage_step_and_checkpoint(refused: 
         ('stage.taught.tasks=[{task="gdc"}]', "Stage 'taught': There is no task \"gdc\". Did you mean gcd?"),
         ('stage.taught.tasks=[{task="gym/gcd"}]', "Stage 'taught': gym/gcd has no written solutions to learn from"),
         ('stage.exam.exams=[{task="gcd", size={value=3}}]', 'gcd has no size "value"'),
+        ('stage.exam.exams=[{task="gym/gcd", size={value=3}}]', 'gym/gcd has no size "value"'),
         ("stage.exam.samples=2", "2 samples at temperature 0 are the same answer 2 times"),
         ("stage.practised.tasks=[]", "Stage 'practised': it needs tasks to practise on."),
         ("stage.taught.as_long_as=base", "give either steps or as_long_as"),

@@ -120,7 +120,8 @@ def _bill(report: Row) -> Table:
     for row in [*report["stages"], {"name": "total", "kind": "", **total}]:
         last = row is report["stages"][-1] if report["stages"] else False
         table.add_row(row["name"], row["kind"], *_costs(row), end_section=last)
-    table.caption = f"at ${total['usd_per_hour']:g} an hour; energy: {total['energy_source']}"
+    rate = total["usd_per_hour"]
+    table.caption = f"at ${rate:{'.2f' if rate >= 0.01 else 'g'}} an hour; energy: {total['energy_source']}"
     table.caption_justify = "left"
     return table
 
