@@ -173,7 +173,8 @@ class LocalEngine:
     def _draw(self, logits_BV: Tensor, scheduler: Scheduler, made: list[_Made]) -> tuple[Tensor, Tensor]:
         running = [made[s.index] for s in scheduler.running]
         device = logits_BV.device
-        where = torch.tensor([uniform(m.stream, len(m.tokens)) for m in running], dtype=torch.float64, device=device)
+        points = [uniform(m.stream, len(m.tokens)) if m.request.sampling.temperature > 0 else 0.0 for m in running]
+        where = torch.tensor(points, dtype=torch.float64, device=device)
         heat = torch.tensor([m.request.sampling.temperature for m in running], device=device)
         cuts = {(m.request.sampling.top_p, m.request.sampling.top_k) for m in running}
         with torch.inference_mode():

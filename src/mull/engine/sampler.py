@@ -49,6 +49,9 @@ def sample(
     """
     greedy_B = temperature_B <= 0
     logp_BV = (logits_BV / torch.where(greedy_B, 1.0, temperature_B)[:, None]).log_softmax(dim=-1)
+    if bool(greedy_B.all()):
+        token_B = logits_BV.argmax(dim=-1)
+        return token_B, logp_BV.gather(1, token_B[:, None])[:, 0]
     p_BV = logp_BV.exp()
     if 0 < top_k < p_BV.shape[1]:
         p_BV = p_BV.masked_fill(p_BV < p_BV.topk(top_k, dim=-1).values[:, -1:], 0.0)
