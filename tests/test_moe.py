@@ -169,3 +169,25 @@ def test_the_trace_counts_every_choice() -> None:
 def test_impossible_configurations_are_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(ValidationError):
         ModelConfig(**{**MOE.model_dump(), "kv_heads": 2, **wrong})
+
+
+def test_under_autocast_router_and_head_still_multiply_in_fp32() -> None:
+    """Equal to the last bit, gradients too; a product that is left to autocast is not."""
+    model = model_of(MOE).train()
+    router = next(m for m in model.modules() if isinstance(m, Router))
+    x = torch.randn(40, MOE.width, generator=torch.Generator().manual_seed(0))
+
+    def results(cast: bool) -> list[torch.Tensor]:
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=cast):
+            expert, weight, score = router(x)
+            logits = model.logits(x)
+            assert ((x @ x.T).dtype == torch.bfloat16) == cast
+        (weight.sum() + score.square().sum() + logits.square().sum()).backward()
+        assert router.weight.grad is not None
+        assert model.head.weight.grad is not None
+        return [expert, weight, score, logits, router.weight.grad.clone(), model.head.weight.grad.clone()]
+
+    for a, b in zip(results(False), results(True), strict=True):
+        assert a.dtype == b.dtype
+        assert torch.equal(a, b)

@@ -37,6 +37,11 @@ def precision(where: torch.device) -> AbstractContextManager[object]:
     return torch.autocast("cuda", torch.bfloat16) if where.type == "cuda" else nullcontext()
 
 
+def exact(where: torch.device) -> AbstractContextManager[object]:
+    """No autocast, whatever is around: for products that must not round to bf16."""
+    return torch.autocast(where.type, enabled=False)
+
+
 def settle() -> None:
     """Make glibc keep large freed blocks. It otherwise returns them to the kernel after every step and takes
     100,000 page faults to get them back: 14-23 % of a small model's training step on a CPU."""

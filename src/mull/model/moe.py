@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mull.dist import exact
 from mull.model.config import ModelConfig
 from mull.model.layers import SwiGLU
 from mull.ops.attention import Documents
@@ -41,9 +42,10 @@ class Router(nn.Module):
         self.register_buffer("bias", torch.zeros(cfg.experts, dtype=torch.float32))
 
     def forward(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(chosen experts [T, K], their weights [T, K], all scores [T, E]); fp32 throughout."""
+        """(chosen experts [T, K], their weights [T, K], all scores [T, E]); fp32 throughout, under autocast too."""
         cfg = self.cfg
-        score_TE = F.linear(x_TD.float(), self.weight.float()).sigmoid()
+        with exact(x_TD.device):
+            score_TE = F.linear(x_TD.float(), self.weight.float()).sigmoid()
         choice_TE = score_TE.detach() + self.bias
         if cfg.active_groups < cfg.groups:
             choice_TGe = choice_TE.unflatten(1, (cfg.groups, -1))

@@ -9,8 +9,10 @@ T tokens  D width  V vocabulary
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mull.dist import exact
 from mull.model.attention import Where, Window, attention
 from mull.model.config import ModelConfig
 from mull.model.layers import RMSNorm, Rotary, SwiGLU
@@ -105,8 +107,9 @@ class Transformer(nn.Module):
         return self.norm(x_TD)
 
     def logits(self, hidden_TD: Tensor) -> Tensor:
-        """[T, V] in fp32, whatever the model's dtype: log-probabilities must not round."""
-        return self.head(hidden_TD).float()
+        """[T, V] in fp32, whatever the model's dtype and under autocast too: log-probabilities must not round."""
+        with exact(hidden_TD.device):
+            return F.linear(hidden_TD.float(), self.head.weight.float())
 
     def predict_ahead(
         self, tokens_T: Tensor, hidden_TD: Tensor, documents: Documents, trace: Trace | None = None
