@@ -222,3 +222,36 @@ def test_a_sampler_apart_from_the_trainer_stops_the_run(
     assert "on CUDA" in line
     assert "larger max_gap" in line
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+# what a stage reads of earlier ones
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    ({"reuse": ["taught"]}, "Stage 'student': reuse = 'taught' is no stage before it that keeps graded answers; rl "),
+    ({"reuse": ["old"]}, "reuse = 'old' is no stage before it that keeps graded answers"),
+    ({"reuse": ["practiced"]}, "Did you mean 'practised'?"),
+])  # fmt: skip
+def test_reuse_is_of_stages_that_keep_their_answers(plain: dict[str, Any], done: Path, change: dict, said: str):
+    plain["outside"] = {"old": str(done / "models" / "base")}
+    recipe.check(build(Recipe, plain, "x"))
+    of(plain, "student").update(change)
+    assert said in mistake(plain)
+
+
+def test_reuse_of_reinforcement_learning_that_kept_nothing(plain: dict[str, Any]):
+    of(plain, "practised")["keep"] = False
+    assert "reuse = 'practised' is no stage before it that keeps graded answers" in mistake(plain)
+
+
+@pytest.mark.parametrize(("key", "name"), [("as_long_as", "old"), ("speed_of", "exam"), ("as_long_as", "student"),
+                                           ("speed_of", "bass")])  # fmt: skip
+def test_time_is_matched_with_stages_that_train(plain: dict[str, Any], done: Path, key: str, name: str):
+    plain["outside"] = {"old": str(done / "models" / "base")}
+    longer = {"kind": "sft", "name": "longer", "init": "base", "as_long_as": "practised", "speed_of": "taught"}
+    exam = of(plain, "exam") | {"models": ["taught"]}
+    plain["stage"] = [*plain["stage"][:3], exam, longer | {"tasks": of(plain, "taught")["tasks"]}, of(plain, "student")]
+    recipe.check(build(Recipe, plain, "x"))
+    of(plain, "longer")[key] = name
+    hint = " Did you mean 'base'?" if name == "bass" else ""
+    assert mistake(plain) == f"Stage 'longer': {key} = {name!r} is no stage before it that trains.{hint}"

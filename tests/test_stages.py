@@ -106,6 +106,7 @@ def test_an_interrupted_stage_ends_in_the_same_bits(
     assert digest(straight.model_dir("new")) == digest(broken.model_dir("new"))
     steps = [line["step"] for line in broken.metrics("new")]
     assert steps == list(range(1, 6))
+    assert all(line["seconds"] > 0 for line in broken.metrics("new"))
     losses = [[line["loss"] for line in run.metrics("new")] for run in (straight, broken)]
     assert losses[0] == losses[1]
     if kind in ("rl", "distill"):
@@ -176,6 +177,26 @@ def test_evaluation_asks_everyone_the_same_held_out_questions(done: Path, shape:
     before = {f.name: f.stat().st_mtime_ns for f in files}
     evaluate.main(cfg, ctx)  # what is on disk is not asked again
     assert {f.name: f.stat().st_mtime_ns for f in files} == before
+    run.close()
+
+
+def test_time_is_matched_by_the_steps_that_count(shape: ModelConfig, tmp_path: Path) -> None:
+    """Not by the clock of sessions whose work was lost; decided once."""
+    run = Run.open(tmp_path / "r", {}, quiet=True)
+    for name, seconds in (("rl", 900.0), ("sft", 3.0)):
+        with run.ledger.stage(name, name) as entry:
+            entry.began -= seconds
+    for step in range(1, 5):
+        run.log("rl", step, seconds=30.0)
+    for step in range(1, 21):
+        run.log("sft", step, seconds=0.5)
+    cfg = SFTConfig(name="longer", init="sft", as_long_as="rl", speed_of="sft", tasks=[GCD])
+    ctx = Context(run, 0, torch.device("cpu"), shape)
+    assert sft._matching_steps(cfg, ctx) == 240
+    run.log("rl", 5, seconds=30.0)
+    assert sft._matching_steps(cfg, ctx) == 240
+    with pytest.raises(UserError, match="does not say how long the steps of 'gone' took"):
+        sft._matching_steps(cfg.model_copy(update={"name": "other", "as_long_as": "gone"}), ctx)
     run.close()
 
 

@@ -83,8 +83,9 @@ def check(recipe: Recipe) -> None:
             raise UserError(f"outside.{name}: {folder} is no model directory.")
     _check_models(recipe)
     _check_sittings(recipe)
-    for stage in recipe.stage:
+    for at, stage in enumerate(recipe.stage):
         try:
+            _check_past(stage, recipe.stage[:at])
             _check_lessons(stage, recipe)
         except UserError as error:
             raise UserError(f"Stage {stage.name!r}: {error}") from None
@@ -126,14 +127,40 @@ def _check_sittings(recipe: Recipe) -> None:
 def _needs(stage: AnyStage) -> list[str]:
     match stage:
         case SFTConfig():
-            return [stage.init, *([stage.as_long_as, stage.speed_of] if stage.as_long_as else [])]
+            return [stage.init]
         case RLConfig():
             return [stage.init]
         case DistillConfig():
-            return [stage.teacher, *stage.reuse]
+            return [stage.teacher]
         case EvaluateConfig():
             return [*stage.models, *(m for exam in stage.exams for m in exam.models)]
     return []
+
+
+def _check_past(stage: AnyStage, before: Sequence[AnyStage]) -> None:
+    """What it reads of earlier stages besides their models is kept by them."""
+    if isinstance(stage, SFTConfig) and stage.as_long_as:
+        timed = [other.name for other in before if other.kind != "evaluate"]
+        for key, name in (("as_long_as", stage.as_long_as), ("speed_of", stage.speed_of)):
+            if name not in timed:
+                raise UserError(f"{key} = {name!r} is no stage before it that trains.{nearest(name, timed)}")
+    if isinstance(stage, DistillConfig):
+        keep = [other.name for other in before if _keeps_answers(other)]
+        for name in stage.reuse:
+            if name not in keep:
+                raise UserError(
+                    f"reuse = {name!r} is no stage before it that keeps graded answers; rl does unless keep = false, "
+                    f"distill if fresh is set.{nearest(name, keep)}"
+                )
+
+
+def _keeps_answers(stage: AnyStage) -> bool:
+    match stage:
+        case RLConfig():
+            return stage.keep
+        case DistillConfig():
+            return stage.fresh > 0
+    return False
 
 
 def _check_lessons(stage: AnyStage, recipe: Recipe) -> None:

@@ -16,13 +16,14 @@ from mull.data.sources import Draw, Source, conversations, recitals, seed_of
 from mull.stages.stage import Context, StageConfig, own_loss
 from mull.text.chat import Chat
 from mull.train.trainer import TrainConfig, Trainer
+from mull.types import UserError
 
 
 class SFTConfig(StageConfig):
     kind: Literal["sft"] = "sft"
     init: str  # the model to go on from
     steps: int = Field(default=0, ge=0)
-    as_long_as: str = ""  # instead of steps: as many seconds of training as this stage took
+    as_long_as: str = ""  # instead of steps: as many seconds as the steps of this stage took
     speed_of: str = ""  # with as_long_as: the stage whose seconds per step tell how many steps that is
     batch_tokens: int = Field(default=4096, gt=0)
     tasks: list[Draw]
@@ -70,11 +71,23 @@ def _source(cfg: SFTConfig, ctx: Context, chat: Chat) -> Source:
 
 
 def _matching_steps(cfg: SFTConfig, ctx: Context) -> int:
-    """How many steps fill the seconds of another stage; decided once per run, so that a continued run agrees."""
+    """How many steps fill the seconds of another stage; decided once per run, so that a continued run agrees.
+
+    Seconds are those of the steps that count: drawing, grading and learning, but neither checkpoints nor what was lost
+    to an interruption and done again.
+    """
     known = ctx.run.facts(cfg.name).get("steps")
     if known is None:
-        seconds = {row["name"]: row["seconds"] for row in ctx.run.ledger.stages()}
-        done = max(line["step"] for line in ctx.run.metrics(cfg.speed_of))
-        known = max(1, round(seconds[cfg.as_long_as] * done / seconds[cfg.speed_of]))
+        took, _ = _steps(cfg.as_long_as, ctx)
+        seconds, steps = _steps(cfg.speed_of, ctx)
+        known = max(1, round(took * steps / seconds))
         ctx.run.note(cfg.name, steps=known)
     return int(known)
+
+
+def _steps(stage: str, ctx: Context) -> tuple[float, int]:
+    """(seconds of a stage's steps, their number), from the line that each left in the metrics."""
+    each = [line["seconds"] for line in ctx.run.metrics(stage) if "seconds" in line]
+    if not sum(each):
+        raise UserError(f"{ctx.run.path}/metrics.jsonl does not say how long the steps of {stage!r} took; give steps.")
+    return sum(each), len(each)

@@ -151,7 +151,8 @@ class Trainer:
                 entry.add(tokens=tokens, flops=self._flops(micro))
                 for batch in micro[:1]:
                     metrics |= batch.extra
-                metrics["tokens_per_s"] = tokens / (time.perf_counter() - began)
+                metrics["seconds"] = time.perf_counter() - began
+                metrics["tokens_per_s"] = tokens / metrics["seconds"]
                 self._record(run, stage, metrics)
                 if after is not None:
                     after(self.step)
