@@ -255,3 +255,27 @@ def test_time_is_matched_with_stages_that_train(plain: dict[str, Any], done: Pat
     of(plain, "longer")[key] = name
     hint = " Did you mean 'base'?" if name == "bass" else ""
     assert mistake(plain) == f"Stage 'longer': {key} = {name!r} is no stage before it that trains.{hint}"
+
+
+# a run that only judges
+
+
+def test_an_evaluation_is_no_run_with_a_model(mull: Callable[..., Any], refused: Callable[..., str], done: Path,
+                                              tmp_path: Path):  # fmt: skip
+    words = ["eval", f"{done}:taught", "--task", "gcd,products", "--n", 3, "--max-tokens", 8, "--both", "--quiet"]
+    judged = mull(*words, "--out", tmp_path / "e")
+    assert judged.code == 0, judged
+    assert "Talk with it" not in judged.out
+    found = json.loads(mull("info", tmp_path / "e", "--json").out)
+    assert (found["kind"], found["judged"]) == ("evaluation", {"taught": str(done / "models" / "taught")})
+    report = json.loads((tmp_path / "e" / "report.json").read_text())
+    assert report["model"] is None
+    assert [model["name"] for model in report["models"]] == ["taught"]
+    assert found["overall"] == report["overall"]
+    shown = mull("info", tmp_path / "e")
+    assert shown.code == 0
+    assert f"oftaughtin{done / 'models' / 'taught'}" in "".join(shown.out.split())  # long paths are folded
+    assert re.search(r"taught thinking, held-out +\d.* of 6 problems of gcd, products", shown.out)
+    assert re.search(r"taught direct, held-out ", shown.out)
+    for line in (refused("chat", tmp_path / "e"), refused("ask", f"{tmp_path / 'e'}:taught", "x")):
+        assert line.endswith(f"is an evaluation and holds no model; it judged taught in {done / 'models' / 'taught'}.")

@@ -151,8 +151,17 @@ def print_info(facts: Row) -> None:
 
 
 def _spelt(facts: Row) -> dict[str, str]:
-    """The lines of `mull info`, of a model or of a run."""
+    """The lines of `mull info`, of a model, a run or an evaluation."""
     lines = {"path": str(facts["path"])}
+    if facts["kind"] == "evaluation":
+        lines["evaluation"] = ", ".join(f"of {name} in {folder}" for name, folder in facts["judged"].items())
+        for row in facts["overall"]:
+            lines[f"{row['model']} {_mode(row['thinking'])}, {row['label']}"] = (
+                f"{_share(row)} of {row['n']} problems of {', '.join(row['tasks'])}"
+            )
+        if not facts["overall"]:
+            lines["results"] = "none yet"
+        lines |= {"report": str(facts["report"] or "none yet"), "bill": ", ".join(_costs(facts["total"]))}
     if facts["kind"] == "run":
         stages = [f"{stage['name']} ({'done' if stage['done'] else 'not done'})" for stage in facts["stages"]]
         lines |= {

@@ -6,24 +6,33 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from mull.locate import is_run, locate
+from mull.locate import is_run, judged, locate
 from mull.model.families import family_of, read_config
 from mull.model.flops import cache_bytes, forward_flops, parameters
 from mull.report.summary import summarise
 
 
 def describe(given: str | PathLike[str]) -> dict[str, Any]:
-    """A run's stages, models, bill and its result's sizes; or a model's sizes. Raises UserError for neither."""
+    """A run's stages, models, bill and its result's sizes; what an evaluation found; or a model's sizes.
+
+    Raises UserError for none of these.
+    """
     path = Path(given)
     if not is_run(path):
         return {"kind": "model", **_model(locate(given).folder)}
+    report = str(path / "report.html") if (path / "report.html").exists() else None
+    if others := judged(path):
+        found = summarise(path)
+        return {
+            "kind": "evaluation", "path": str(path), "about": found["about"], "judged": others,
+            "stages": found["stages"], "overall": found["overall"], "total": found["total"], "report": report,
+        }  # fmt: skip
     found = summarise(path, exams=[])  # the exams are the report's; reading them takes long
-    report = path / "report.html"
     result = found["model"]["name"] if found["model"] else None
     return (_model(path / "models" / result) if result else {}) | {
         "kind": "run", "path": str(path), "name": found["name"], "about": found["about"],
         "stages": found["stages"], "models": [model["name"] for model in found["models"]], "result": result,
-        "total": found["total"], "report": str(report) if report.exists() else None,
+        "total": found["total"], "report": report,
     }  # fmt: skip
 
 

@@ -57,6 +57,13 @@ def run_config(run: Path) -> dict[str, Any]:
     return dict(_config(run).get("config", {}))
 
 
+def judged(run: Path) -> dict[str, str]:
+    """Name and folder of the models from elsewhere that a run examines, where that is all it does."""
+    config = run_config(run)
+    kinds = {stage.get("kind") for stage in config.get("stage", [])}
+    return dict(config.get("outside") or {}) if kinds == {"evaluate"} else {}
+
+
 def _config(path: Path) -> dict[str, Any]:
     try:
         found = json.loads((path / "config.json").read_text(encoding="utf-8"))
@@ -67,6 +74,9 @@ def _config(path: Path) -> dict[str, Any]:
 
 def _of_run(run: Path, name: str) -> Located:
     made = sorted(p.name for p in (run / "models").glob("[!.]*") if p.is_dir())
+    if others := judged(run):
+        names = ", ".join(f"{other} in {folder}" for other, folder in others.items())
+        raise UserError(f"{run} is an evaluation and holds no model; it judged {names}.")
     if not name:
         result = run / "models" / "result.json"
         try:
@@ -97,4 +107,4 @@ def _must_be_folder(path: Path, what: str) -> None:
     raise UserError(f"There is no {what} at {path}.{nearest(path.name, beside)}")
 
 
-__all__ = ["Located", "find_run", "is_run", "locate", "run_config"]
+__all__ = ["Located", "find_run", "is_run", "judged", "locate", "run_config"]

@@ -149,6 +149,8 @@ def _findings(summary: Row, chief: Row | None) -> list[str]:
 
 def _facts(summary: Row, chief: Row | None) -> list[tuple[str, str]]:
     total, model = summary["total"], summary["model"]
+    if model is None and chief:  # an evaluation: its subject was made elsewhere
+        model = next((size for size in summary["models"] if size["name"] == chief["model"]), None)
     found = []
     if chief:
         found.append((words.percent(chief["accuracy"]), f"solved, {chief['label']}"))

@@ -193,7 +193,7 @@ def summarise(folder: Path, exams: Sequence[Exam] | None = None) -> Row:
     machine = run.facts(MACHINE)
     stages: list[Row] = [stage | {"done": run.done(stage["name"])} for stage in run.ledger.stages()]
     models = read_models(folder, [stage["name"] for stage in stages], config.get("outside") or {})
-    result = _result(folder, models)
+    result = _result(folder, [model for model in models if (folder / "models" / model["name"]).is_dir()])
     return {
         "name": config.get("name") or folder.resolve().name,
         "about": config.get("about", ""),
@@ -232,11 +232,12 @@ def _model(name: str, cfg: ModelConfig) -> Row:
     }  # fmt: skip
 
 
-def _result(folder: Path, models: Sequence[Row]) -> str:
+def _result(folder: Path, made: Sequence[Row]) -> str:
+    """The model that a run was for. An evaluation makes none: those it judges are not its own."""
     named = folder / "models" / "result.json"
     if named.exists():
         return str(_json(named).get("model", ""))
-    return models[-1]["name"] if models else ""
+    return made[-1]["name"] if made else ""
 
 
 def planned(config: Mapping[str, Any]) -> list[tuple[str, str, str]]:
