@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from mull.data.batch import Batch, Stream, collate
 from mull.data.sources import Draw, Problems, answers, from_rollout, seed_of
@@ -33,7 +33,8 @@ from mull.types import Rollout, Sampling, UserError, read_rollouts, write_rollou
 class DistillConfig(StageConfig):
     kind: Literal["distill"] = "distill"
     teacher: str
-    model: ModelConfig  # the student; the vocabulary is the teacher's
+    init: str = ""  # the student: a model to go on from, with the teacher's tokenizer
+    model: ModelConfig | None = None  # or a new one of this shape; the vocabulary is the teacher's
     steps: int = Field(gt=0)
     batch_tokens: int = Field(default=4096, gt=0)
     reuse: list[str] = []  # stages whose graded answers are learnt from as well (the teacher's RL)
@@ -50,6 +51,12 @@ class DistillConfig(StageConfig):
     def _loss(cls, train: TrainConfig) -> TrainConfig:
         return own_loss(train, "forward_kl", "ce")
 
+    @model_validator(mode="after")
+    def _one_student(self) -> DistillConfig:
+        if bool(self.init) == bool(self.model):
+            raise ValueError("give either init, a model to go on from, or model, the shape of a new one")
+        return self
+
 
 def main(cfg: DistillConfig, ctx: Context) -> None:
     run, stage = ctx.run, cfg.name
@@ -57,8 +64,7 @@ def main(cfg: DistillConfig, ctx: Context) -> None:
         teacher, chat = ctx.load(cfg.teacher)
         teacher.eval()
         lessons = _lessons(cfg, ctx, teacher, chat, entry)
-        shape = cfg.model.model_copy(update={"vocab": teacher.cfg.vocab})
-        student = Transformer(shape).initialise(seed_of(ctx.seed, stage, "weights")).to(ctx.device)
+        student = _student(cfg, ctx, teacher, chat)
         trainer = Trainer(student, cfg.train, cfg.steps)
         stream = Stream(answers(lessons, seed_of(ctx.seed, stage)), cfg.batch_tokens, ctx.device)
         if (found := trainer.restore(run.stage_dir(stage), run.say)) is not None:
@@ -73,6 +79,19 @@ def main(cfg: DistillConfig, ctx: Context) -> None:
         if cfg.on_policy_steps:
             _on_policy(cfg, ctx, teacher, student, chat, entry)
         ctx.save(stage, student, chat)
+
+
+def _student(cfg: DistillConfig, ctx: Context, teacher: Transformer, chat: Chat) -> Transformer:
+    if cfg.model is not None:
+        shape = cfg.model.model_copy(update={"vocab": teacher.cfg.vocab})
+        return Transformer(shape).initialise(seed_of(ctx.seed, cfg.name, "weights")).to(ctx.device)
+    student, own = ctx.load(cfg.init)
+    if own.tokenizer.inner.to_str() != chat.tokenizer.inner.to_str():
+        raise UserError(
+            f"Stage {cfg.name}: {cfg.init!r} and the teacher {cfg.teacher!r} have different tokenizers, so the student "
+            "cannot learn the teacher's tokens; pretrain it on the teacher's tasks and vocabulary."
+        )
+    return student
 
 
 def scored(batch: Batch, teacher: Transformer, entry: Entry) -> Batch:
@@ -92,7 +111,7 @@ def _lessons(cfg: DistillConfig, ctx: Context, teacher: Transformer, chat: Chat,
     for name in cfg.reuse:
         path = run.rollouts_path(name)
         if not path.exists():
-            raise UserError(f"Stage {cfg.name}: there are no rollouts of a stage named {name!r} to reuse.")
+            raise UserError(f"Stage {cfg.name}: {path}, which is to be reused, is not there any more.")
         lessons += [r for r in read_rollouts(path) if r.outcome == "solved"]
     if cfg.fresh:
         path = run.rollouts_path(cfg.name)
