@@ -137,7 +137,7 @@ def test_lines_are_short(name: str) -> None:
 
 
 def fields() -> set[str]:
-    return {field for cls in SECTIONS.values() for field in cls.model_fields} | {"stage"}
+    return {field for cls in SECTIONS.values() for field in cls.model_fields} | {"stage", "preset"}
 
 
 def kind_of(field: FieldInfo) -> str:

@@ -14,6 +14,7 @@ from conftest import content
 
 from mull.config import build, fingerprint
 from mull.locate import locate
+from mull.model.config import PRESETS
 from mull.run import Run
 from mull.stages import recipe
 from mull.stages.evaluate import EvaluateConfig
@@ -279,3 +280,44 @@ def test_an_evaluation_is_no_run_with_a_model(mull: Callable[..., Any], refused:
     assert re.search(r"taught direct, held-out ", shown.out)
     for line in (refused("chat", tmp_path / "e"), refused("ask", f"{tmp_path / 'e'}:taught", "x")):
         assert line.endswith(f"is an evaluation and holds no model; it judged taught in {done / 'models' / 'taught'}.")
+
+
+# the model's shape
+
+
+@pytest.fixture
+def shapeless(tiny: Path, tmp_path: Path) -> Path:
+    """The recipe without its [model]."""
+    before, _, after = tiny.read_text(encoding="utf-8").partition("[model]")
+    path = tmp_path / "shapeless.toml"
+    path.write_text(before + "[[stage]]" + after.partition("[[stage]]")[2], encoding="utf-8")
+    return path
+
+
+def test_without_a_shape_a_recipe_and_its_overrides_start_from_the_preset(shapeless: Path):
+    tiny_moe = PRESETS["tiny-moe"]
+    assert recipe.load(str(shapeless), []).model == tiny_moe
+    assert recipe.load(str(shapeless), ["model.width=64"]).model == tiny_moe.model_copy(update={"width": 64})
+    other = recipe.load(str(shapeless), ["model.preset=small-moe", "model.tied=false"]).model
+    assert other == PRESETS["small-moe"].model_copy(update={"tied": False})
+
+
+def test_a_model_table_may_start_from_a_preset(plain: dict[str, Any], tiny: Path):
+    table = {"preset": "tiny-moe", "width": 64, "max_length": 256}
+    plain["model"] = table
+    of(plain, "base")["model"] = table | {"preset": "small-moe"}
+    of(plain, "student")["model"] = table | {"preset": "tiny-dense", "width": 32}
+    found = build(Recipe, plain, "x")
+    assert found.model == PRESETS["tiny-moe"].model_copy(update={"width": 64, "max_length": 256})
+    base, *_, student = [s.model for s in found.stage if s.kind in ("pretrain", "distill")]
+    assert base == PRESETS["small-moe"].model_copy(update={"width": 64, "max_length": 256})
+    assert student == PRESETS["tiny-dense"].model_copy(update={"width": 32, "max_length": 256})
+    assert build(Recipe, found.model_dump(mode="json"), "x") == found
+    with pytest.raises(UserError) as caught:
+        recipe.load(str(tiny), ["model.preset=tiny-mo"])
+    assert str(caught.value) == (
+        "tiny.toml: model: there is no preset 'tiny-mo'; there are tiny-moe, tiny-dense, small-moe. "
+        "Did you mean 'tiny-moe'?"
+    )
+    plain["model"] = table | {"widht": 3}
+    assert "x: model.widht: there is no such key. Did you mean 'width'?" in mistake(plain)

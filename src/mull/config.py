@@ -113,7 +113,8 @@ def _explain(cls: type[Config], raw: Mapping[str, Any], error: ValidationError, 
             context = first.get("ctx", {})
             what = f"there is no kind {context.get('tag')!r}; kinds are {context.get('expected_tags')}."
         case "value_error":
-            what = f"{str(first['msg']).removeprefix('Value error, ')}."
+            said = str(first["msg"]).removeprefix("Value error, ")
+            what = said if said.endswith((".", "?")) else f"{said}."
         case _:
             what = f"{first['msg'][0].lower()}{first['msg'][1:]}, not {first['input']!r}."
     return f"{where}: {place}: {what}{more}" if place else f"{where}: {what}{more}"

@@ -6,9 +6,12 @@ in one matrix. The defaults are the house architecture, DeepSeek-V3's (arXiv 241
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from pydantic import Field, model_validator
 
-from mull.config import Config
+from mull.config import Config, nearest
 
 
 class Yarn(Config):
@@ -56,6 +59,18 @@ class ModelConfig(Config):
     tied: bool = False
     max_length: int = Field(default=2048, gt=0)
     init_std: float = Field(default=0.02, gt=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_preset(cls, raw: Any) -> Any:
+        """A table with the key `preset` starts from that one of PRESETS."""
+        if not isinstance(raw, Mapping) or "preset" not in raw:
+            return raw
+        values = dict(raw)
+        name = str(values.pop("preset"))
+        if name not in PRESETS:
+            raise ValueError(f"there is no preset {name!r}; there are {', '.join(PRESETS)}.{nearest(name, PRESETS)}")
+        return PRESETS[name].model_dump() | values
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelConfig:

@@ -46,6 +46,9 @@ AnyStage = Annotated[
 ]
 
 
+PRESET = "tiny-moe"  # of a recipe that says nothing of its model's shape
+
+
 class Recipe(Config):
     name: str
     about: str = ""
@@ -53,7 +56,7 @@ class Recipe(Config):
     device: str = "auto"
     result: str = ""  # the model that `mull chat RUN` talks to; the last one made, if empty
     rates: Rates = Rates()
-    model: ModelConfig = PRESETS["tiny-moe"]
+    model: ModelConfig = PRESETS[PRESET]
     outside: dict[str, str] = {}  # models that no stage makes: name -> model directory
     stage: list[AnyStage] = Field(min_length=1)
 
@@ -70,7 +73,8 @@ def load(name: str, overrides: list[str]) -> Recipe:
     path = known.get(name) or Path(name)
     if not path.exists() and path.suffix != ".toml":
         raise UserError(f"There is no recipe {name!r}.{nearest(name, known)} Bundled: {', '.join(sorted(known))}.")
-    recipe = build(Recipe, apply_overrides(read_toml(path), overrides), path.name)
+    raw = {"model": {"preset": PRESET}} | read_toml(path)  # so that model.width=64 changes the preset
+    recipe = build(Recipe, apply_overrides(raw, overrides), path.name)
     check(recipe)
     return recipe
 
