@@ -157,6 +157,9 @@ def test_reinforcement_learning_is_on_policy_and_keeps_its_answers(
     for begin in range(0, len(kept), 4):
         assert len({r.problem.id for r in kept[begin : begin + 4]}) == 1
         assert [r.sample for r in kept[begin : begin + 4]] == [0, 1, 2, 3]
+        mean = sum(r.reward for r in kept[begin : begin + 4]) / 4
+        assert [r.advantage for r in kept[begin : begin + 4]] == [r.reward - mean for r in kept[begin : begin + 4]]
+    assert any(r.advantage for r in kept)
     problems = {r.problem.messages for r in kept}
     assert not problems & {p.messages for p in find("gcd").problems("test", 50, values=[1, 3])}
 
@@ -228,8 +231,9 @@ def graded(rewards: list[float], tokens: int = 4) -> list[Rollout]:
 def test_advantages_are_rewards_less_the_groups_mean_and_even_groups_are_dropped() -> None:
     cfg = CONFIGS["rl"]
     assert isinstance(cfg, RLConfig)
-    chosen = rl._with_advantages(graded([1, 0, 0, 0, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 0, 1]), cfg)
+    every, chosen = rl._with_advantages(graded([1, 0, 0, 0, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 0, 1]), cfg)
     assert [r.advantage for r in chosen] == [0.75, -0.25, -0.25, -0.25, 0.25, 0.25, -0.75, 0.25]
+    assert [r.advantage for r in every] == [0.75, -0.25, -0.25, -0.25, *[0] * 8, 0.25, 0.25, -0.75, 0.25]
 
 
 def test_our_own_failures_are_neither_rewarded_nor_blamed() -> None:
@@ -237,7 +241,9 @@ def test_our_own_failures_are_neither_rewarded_nor_blamed() -> None:
     assert isinstance(cfg, RLConfig)
     group = graded([1, 0, 0, 0])
     group[3] = replace(group[3], outcome="infrastructure")
-    assert [r.advantage for r in rl._with_advantages(group, cfg)] == pytest.approx([2 / 3, -1 / 3, -1 / 3])
+    every, chosen = rl._with_advantages(group, cfg)
+    assert [r.advantage for r in chosen] == pytest.approx([2 / 3, -1 / 3, -1 / 3])
+    assert every == [*chosen, group[3]]
 
 
 def test_answers_near_the_limit_cost() -> None:
@@ -245,7 +251,7 @@ def test_answers_near_the_limit_cost() -> None:
     assert isinstance(cfg, RLConfig)
     assert [rl._overlong(n, cfg) for n in (5, 30, 35, 40)] == [0, 0, 0.25, 0.5]
     long, short = graded([1], tokens=40), graded([1], tokens=5)
-    chosen = rl._with_advantages([*long, *short, *short, *short], cfg)  # equal rewards, but not equally short
+    _, chosen = rl._with_advantages([*long, *short, *short, *short], cfg)  # equal rewards, but not equally short
     assert [r.advantage for r in chosen] == pytest.approx([-0.375, 0.125, 0.125, 0.125])
 
 

@@ -143,7 +143,7 @@ class Run:
         _keep(self.path / "metrics.jsonl", lambda line: line["stage"] != stage or line["step"] <= step)
 
     def append_rollouts(self, name: str, step: int, rollouts: Sequence[Rollout]) -> None:
-        """Add a step's answers to a growing file, each line with its step."""
+        """Add a step's answers to a growing file; the state keeps how long it then is, for `rewind_rollouts`."""
         path = self.rollouts_path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:

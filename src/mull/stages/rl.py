@@ -89,8 +89,9 @@ def main(cfg: RLConfig, ctx: Context) -> None:
                     first=cursor, model_name=stage,
                 )  # fmt: skip
                 cursor += wanted
+                fresh, teaching = _with_advantages(fresh, cfg)
                 drawn += fresh
-                chosen += _with_advantages(fresh, cfg)
+                chosen += teaching
             tokens = sum(len(r.completion.tokens) for r in drawn)
             flops = sum(decoding_flops(model.cfg, len(r.prompt), len(r.completion.tokens)) for r in drawn)
             entry.add(tokens=tokens, flops=flops)
@@ -113,16 +114,24 @@ def main(cfg: RLConfig, ctx: Context) -> None:
         ctx.save(stage, model, chat)
 
 
-def _with_advantages(drawn: Sequence[Rollout], cfg: RLConfig) -> list[Rollout]:
-    """Groups of mixed reward, each answer with its reward minus the group's mean."""
-    chosen: list[Rollout] = []
+def _with_advantages(drawn: Sequence[Rollout], cfg: RLConfig) -> tuple[list[Rollout], list[Rollout]]:
+    """All answers with their advantages, and of them those that teach: groups of mixed reward.
+
+    An advantage is the reward minus the group's mean; 0 in groups that are dropped, and for our own failures.
+    """
+    every: list[Rollout] = []
+    teaching: list[Rollout] = []
     for begin in range(0, len(drawn), cfg.samples):
-        group = [r for r in drawn[begin : begin + cfg.samples] if r.outcome != "infrastructure"]
-        rewards = [r.reward - _overlong(len(r.completion.tokens), cfg) for r in group]
+        group = drawn[begin : begin + cfg.samples]
+        graded = [r for r in group if r.outcome != "infrastructure"]
+        rewards = [r.reward - _overlong(len(r.completion.tokens), cfg) for r in graded]
         if len(set(rewards)) > 1:
             mean = sum(rewards) / len(rewards)
-            chosen += [replace(r, advantage=reward - mean) for r, reward in zip(group, rewards, strict=True)]
-    return chosen
+            graded = [replace(r, advantage=reward - mean) for r, reward in zip(graded, rewards, strict=True)]
+            teaching += graded
+        rest = iter(graded)
+        every += [r if r.outcome == "infrastructure" else next(rest) for r in group]
+    return every, teaching
 
 
 def _overlong(tokens: int, cfg: RLConfig) -> float:
