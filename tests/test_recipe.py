@@ -52,6 +52,15 @@ def test_an_evaluation_makes_no_model(plain: dict[str, Any]):
     assert mistake(plain) == "Stage 'more' needs the model 'exam', which no stage before it makes."
 
 
+def test_a_student_is_new_or_goes_on_from_a_model(plain: dict[str, Any]):
+    of(plain, "student")["init"] = "taught"
+    assert "stage.student: give either init, a model to go on from, or model, the shape of a new one." in mistake(plain)
+    of(plain, "student")["model"] = None
+    recipe.check(build(Recipe, plain, "x"))
+    of(plain, "student")["init"] = "tought"
+    assert mistake(plain).endswith("'tought', which no stage before it makes. Did you mean 'taught'?")
+
+
 def test_an_exam_is_for_models_of_its_stage(plain: dict[str, Any]):
     of(plain, "exam")["exams"][0]["models"] = ["base"]
     assert "an exam is for 'base', which is not among models" in mistake(plain)
@@ -78,7 +87,9 @@ def test_something_must_be_there_to_learn_from(plain: dict[str, Any], tmp_path: 
     base, student = of(plain, "base"), of(plain, "student")
     base["tasks"] = []
     assert mistake(plain) == "Stage 'base': there is nothing to learn from; give tasks, recite or files."
-    base["files"] = [str(tmp_path / "*.txt")]
+    base |= {"files": [str(tmp_path / "*.txt")], "length": 129}
+    assert mistake(plain) == "Stage 'base': length = 129 is more than model.max_length = 128."
+    base["length"] = 128
     assert f"Stage 'base': No text file matches '{tmp_path}/*.txt'." == mistake(plain)
     (tmp_path / "a.txt").write_text("once upon a time")
     recipe.check(build(Recipe, plain, "x"))

@@ -221,6 +221,25 @@ def test_pretraining_on_files_alone(shape: ModelConfig, tmp_path: Path) -> None:
         pretrain.main(PretrainConfig(name="b", steps=1), Context(run, 0, torch.device("cpu"), shape))
 
 
+def test_text_that_changed_is_refused_when_a_stage_is_continued(shape: ModelConfig, tmp_path: Path) -> None:
+    text = tmp_path / "a.txt"
+    text.write_text("the cat sat on the mat\n" * 40)
+    run = Run.open(tmp_path / "r", {}, quiet=True)
+    cfg = PretrainConfig(name="new", steps=1, batch_tokens=200, files=[str(tmp_path / "*.txt")], length=50)
+    ctx = Context(run, 0, torch.device("cpu"), shape)
+    pretrain.main(cfg, ctx)
+    pretrain.main(cfg, ctx)
+    text.write_text("the dog sat on the mat\n" * 40)
+    with pytest.raises(UserError, match=r"^Stage new: what .*\.txt holds has changed since this stage began; restore"):
+        pretrain.main(cfg, ctx)
+    text.write_text("the cat sat on the mat\n" * 40)
+    pretrain.main(cfg, ctx)
+    (tmp_path / "b.txt").write_text("more")
+    with pytest.raises(UserError, match="has changed"):
+        pretrain.main(cfg, ctx)
+    run.close()
+
+
 def graded(rewards: list[float], tokens: int = 4) -> list[Rollout]:
     """One group per four rewards."""
     problem = Problem("gcd", "1", (Message("user", "q"),), "1")

@@ -156,6 +156,15 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
     return [model for part in get_args(annotation) for model in _models(part)]
 
 
+def digest(paths: Iterable[Path]) -> str:
+    """Sixteen hex digits of the names and contents of files, in the order given."""
+    sums = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            sums.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    return sums.hexdigest()[:16]
+
+
 def fingerprint(config: Config | Mapping[str, Any]) -> str:
     """Sixteen hex digits of the canonical JSON: equal for equal configurations, whatever their order."""
     plain = config.model_dump(mode="json") if isinstance(config, Config) else config

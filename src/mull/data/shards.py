@@ -23,19 +23,23 @@ from mull.types import UserError
 SEPARATOR = "<|endoftext|>"
 
 
-def read_texts(patterns: Sequence[str]) -> Iterator[str]:
-    """Documents of all files the patterns match, in name order. Raises UserError where a pattern matches nothing."""
+def text_files(patterns: Sequence[str]) -> Iterator[Path]:
+    """All files the patterns match, in name order. Raises UserError where a pattern matches nothing."""
     for pattern in patterns:
         paths = sorted(glob.glob(pattern, recursive=True))
         if not paths:
             raise UserError(f"No text file matches {pattern!r}.")
-        for name in paths:
-            path = Path(name)
-            if path.suffix == ".jsonl":
-                yield from _jsonl(path)
-            else:
-                text = path.read_text(encoding="utf-8", errors="replace")
-                yield from (part.strip("\n") for part in text.split(f"\n{SEPARATOR}\n") if part.strip())
+        yield from map(Path, paths)
+
+
+def read_texts(patterns: Sequence[str]) -> Iterator[str]:
+    """Documents of all files the patterns match, file by file."""
+    for path in text_files(patterns):
+        if path.suffix == ".jsonl":
+            yield from _jsonl(path)
+        else:
+            text = path.read_text(encoding="utf-8", errors="replace")
+            yield from (part.strip("\n") for part in text.split(f"\n{SEPARATOR}\n") if part.strip())
 
 
 def _jsonl(path: Path) -> Iterator[str]:

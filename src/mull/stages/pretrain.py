@@ -14,8 +14,9 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
+from mull.config import digest
 from mull.data.batch import Stream
-from mull.data.shards import mix, read_texts, shard, write_shard
+from mull.data.shards import mix, read_texts, shard, text_files, write_shard
 from mull.data.sources import Draw, Problems, Source, documents, recitals, seed_of
 from mull.model.config import ModelConfig
 from mull.model.transformer import Transformer
@@ -54,6 +55,7 @@ def main(cfg: PretrainConfig, ctx: Context) -> None:
     if not (cfg.tasks or cfg.recite or cfg.files):
         raise UserError(f"Stage {stage}: nothing to learn from; give tasks, recite or files.")
     with run.ledger.stage(stage, cfg.kind) as entry:
+        _same_text(cfg, ctx)
         shape = cfg.model or ctx.model
         chat = Chat(_tokenizer(cfg, ctx, shape.vocab))
         source = _source(cfg, ctx, chat)
@@ -65,6 +67,18 @@ def main(cfg: PretrainConfig, ctx: Context) -> None:
         run.rewind(stage, trainer.step)
         trainer.fit(run, stage, stream.batches, entry, extra=stream.state)
         ctx.save(stage, model, chat)
+
+
+def _same_text(cfg: PretrainConfig, ctx: Context) -> None:
+    """A run that is continued finds the text it began with, or is refused."""
+    now, before = digest(text_files(cfg.files)), ctx.run.facts(cfg.name).get("text")
+    if before not in (None, now):
+        raise UserError(
+            f"Stage {cfg.name}: what {', '.join(cfg.files)} holds has changed since this stage began; restore it or "
+            "give another --out."
+        )
+    if cfg.files and not before:
+        ctx.run.note(cfg.name, text=now)
 
 
 def _tokenizer(cfg: PretrainConfig, ctx: Context, vocab: int) -> Tokenizer:

@@ -5,7 +5,6 @@ Everything that can be wrong with a recipe is said before its first stage starts
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -15,7 +14,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from mull import dist
-from mull.config import Config, apply_overrides, build, nearest, read_toml
+from mull.config import Config, apply_overrides, build, digest, nearest, read_toml
 from mull.data.shards import read_texts
 from mull.data.sources import Draw
 from mull.ledger import Rates
@@ -135,7 +134,7 @@ def _needs(stage: AnyStage) -> list[str]:
         case RLConfig():
             return [stage.init]
         case DistillConfig():
-            return [stage.teacher]
+            return [stage.teacher, *([stage.init] if stage.init else [])]
         case EvaluateConfig():
             return [*stage.models, *(m for exam in stage.exams for m in exam.models)]
     return []
@@ -173,9 +172,11 @@ def _check_lessons(stage: AnyStage, recipe: Recipe) -> None:
         case PretrainConfig():
             if not (stage.tasks or stage.recite or stage.files):
                 raise UserError("there is nothing to learn from; give tasks, recite or files.")
-            vocab = (stage.model or recipe.model).vocab
-            if vocab < SMALLEST:
-                raise UserError(f"model.vocab = {vocab} is too small; bytes and specials are {SMALLEST}.")
+            shape = stage.model or recipe.model
+            if shape.vocab < SMALLEST:
+                raise UserError(f"model.vocab = {shape.vocab} is too small; bytes and specials are {SMALLEST}.")
+            if stage.files and stage.length > shape.max_length:
+                raise UserError(f"length = {stage.length} is more than model.max_length = {shape.max_length}.")
             for pattern in stage.files:
                 next(iter(read_texts([pattern])), None)
             _check_draws(stage.tasks, "train", taught=True)
@@ -208,20 +209,14 @@ def _check_draws(draws: Sequence[Draw], split: Split, taught: bool = False, need
 
 
 def identity(recipe: Recipe) -> dict[str, Any]:
-    """What a run directory is known by: the recipe, and the content of the models that come from elsewhere."""
+    """What a run directory is known by: the recipe, and all files of the models that come from elsewhere."""
     plain = recipe.model_dump(mode="json")
     if recipe.outside:
-        plain["weights"] = {name: _digest(Path(folder)) for name, folder in recipe.outside.items()}
+        plain["weights"] = {
+            name: digest(sorted(path for path in Path(folder).iterdir() if path.is_file()))
+            for name, folder in recipe.outside.items()
+        }
     return plain
-
-
-def _digest(folder: Path) -> str:
-    """Of everything in a model directory: another model in the same place is another run."""
-    sums = hashlib.sha256()
-    for path in sorted(p for p in folder.iterdir() if p.is_file()):
-        with path.open("rb") as file:
-            sums.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
-    return sums.hexdigest()[:16]
 
 
 def examination(
