@@ -163,6 +163,7 @@ def test_the_trace_counts_every_choice() -> None:
     [
         {"active_experts": 9}, {"groups": 3}, {"groups": 2, "active_groups": 3}, {"groups": 8, "active_groups": 4},
         {"groups": 4, "active_groups": 1, "active_experts": 3}, {"rope_dim": 7}, {"kv_rank": 0, "kv_heads": 3},
+        {"kv_rank": 0, "experts": 0}, {"kv_rank": 0, "dense_layers": 3},  # with MTP layers, that no such family has
     ],
     ids=str,
 )  # fmt: skip

@@ -78,6 +78,8 @@ class ModelConfig(Config):
             raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
         if (self.rope_dim if self.kv_rank else self.head_dim) % 2:
             raise ValueError("the rotary width (rope_dim, or head_dim without kv_rank) must be even")
+        if self.mtp_layers and not self.latent and not self.is_moe(self.layers):
+            raise ValueError("dense models without kv_rank cannot keep mtp_layers on disk (llama and qwen2 have none)")
         if self.experts:
             if self.active_experts > self.experts:
                 raise ValueError(f"active_experts ({self.active_experts}) is more than experts ({self.experts})")
