@@ -47,6 +47,33 @@ def test_bundled_recipes_name_themselves_and_pass():
         assert found.about
 
 
+@pytest.mark.parametrize("name", ["..", ".x", "-x", "", "a/b", "a b", "result.json", "a\n"])
+def test_names_are_such_that_directories_may_have_them(plain: dict[str, Any], name: str):
+    said = f"name: {name!r} is no name; use letters, digits and _.-, a letter, digit or _ first."
+    assert said in mistake(plain | {"name": name})
+    of(plain, "student")["name"] = name
+    assert said in mistake(plain)
+    of(plain, "exam")["models"] = ["taught"]
+    plain["stage"] = [stage for stage in plain["stage"] if stage["name"] != name]
+    plain["outside"] = {name: "."}
+    assert said.removeprefix("name: ") in mistake(plain)
+
+
+def test_the_second_way_of_distillation_has_a_name_of_its_own(plain: dict[str, Any]):
+    said = "'student-own' has the name under which distill stage 'student' learns from its own answers; rename it."
+    early = of(plain, "taught") | {"name": "student-own"}
+    assert mistake(plain | {"stage": [plain["stage"][0], early, *plain["stage"][1:]]}).endswith(said)
+    of(plain, "exam")["name"] = "student-own"
+    assert mistake(plain).endswith(said)
+
+
+@pytest.mark.parametrize("name", ["eval", ".hidden", "a model", "_"])
+def test_a_model_of_any_name_may_be_examined(done: Path, tmp_path: Path, name: str):
+    folder = shutil.copytree(done / "models" / "base", tmp_path / name)
+    plan = recipe.examination(locate(folder), ["gcd"], {}, seed=0, device="cpu", n=1)
+    assert len(plan.outside) == len(plan.stage) == 1
+
+
 def test_an_evaluation_makes_no_model(plain: dict[str, Any]):
     plain["stage"].append({"kind": "sft", "name": "more", "init": "exam", "steps": 1, "tasks": [{"task": "gcd"}]})
     assert mistake(plain) == "Stage 'more' needs the model 'exam', which no stage before it makes."

@@ -23,7 +23,7 @@ from mull.ledger import Entry
 from mull.model.config import ModelConfig
 from mull.model.flops import decoding_flops, forward_flops
 from mull.model.transformer import Transformer
-from mull.stages.stage import Context, StageConfig, own_loss
+from mull.stages.stage import OWN, Context, StageConfig, own_loss
 from mull.text.chat import Chat
 from mull.train.losses import LossConfig
 from mull.train.trainer import TrainConfig, Trainer
@@ -133,8 +133,8 @@ def _lessons(cfg: DistillConfig, ctx: Context, teacher: Transformer, chat: Chat,
 def _on_policy(
     cfg: DistillConfig, ctx: Context, teacher: Transformer, student: Transformer, chat: Chat, entry: Entry
 ) -> None:
-    """Reverse KL on the student's own answers, under the stage name with the suffix "-own"."""
-    run, stage = ctx.run, f"{cfg.name}-own"
+    """Reverse KL on the student's own answers, under a name of its own."""
+    run, stage = ctx.run, cfg.name + OWN
     sampler = Transformer(student.cfg).to(ctx.device)
     engine = ctx.engine(sampler, chat, cfg.rows)
     train = cfg.train.model_copy(update={"loss": LossConfig(name="reverse_kl")})

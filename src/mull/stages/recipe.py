@@ -28,7 +28,7 @@ from mull.stages.evaluate import EvaluateConfig
 from mull.stages.pretrain import PretrainConfig
 from mull.stages.rl import RLConfig
 from mull.stages.sft import SFTConfig
-from mull.stages.stage import Context
+from mull.stages.stage import OWN, Context, Name
 from mull.tasks import TAUGHT, Split, find
 from mull.text.tokenizer import SMALLEST
 from mull.types import UserError
@@ -49,14 +49,14 @@ PRESET = "tiny-moe"  # of a recipe that says nothing of its model's shape
 
 
 class Recipe(Config):
-    name: str
+    name: Name
     about: str = ""
     seed: int = Field(default=0, ge=0)
     device: str = "auto"
     result: str = ""  # the model that `mull chat RUN` talks to; the last one made, if empty
     rates: Rates = Rates()
     model: ModelConfig = PRESETS[PRESET]
-    outside: dict[str, str] = {}  # models that no stage makes: name -> model directory
+    outside: dict[Name, str] = {}  # models that no stage makes: name -> model directory
     stage: list[AnyStage] = Field(min_length=1)
 
 
@@ -98,6 +98,7 @@ def _check_models(recipe: Recipe) -> None:
     """Names are unique, and every stage finds the models it needs among those made before it."""
     made = list(recipe.outside)
     taken = set(made)
+    logged = {stage.name + OWN for stage in recipe.stage if stage.kind == "distill"}
     for stage in recipe.stage:
         for need in _needs(stage):
             if need not in made:
@@ -108,6 +109,11 @@ def _check_models(recipe: Recipe) -> None:
         if stage.name in taken:
             raise UserError(f"Two models are named {stage.name!r}; a stage's name is its model's: make it unique.")
         taken.add(stage.name)
+        if stage.name in logged:
+            raise UserError(
+                f"Stage {stage.name!r} has the name under which distill stage {stage.name.removesuffix(OWN)!r} learns "
+                "from its own answers; rename it."
+            )
         if stage.kind != "evaluate":
             made.append(stage.name)
     if recipe.result and recipe.result not in made:
@@ -223,8 +229,8 @@ def examination(
     found: Located, tasks: Sequence[str], size: Mapping[str, Any], *, seed: int, device: str, **options: Any
 ) -> Recipe:
     """The recipe of `mull eval`: one stage that judges a model from elsewhere. `options` are EvaluateConfig's."""
-    name = re.sub(r"[^A-Za-z0-9_.-]", "-", found.name)
-    stage = {"kind": "evaluate", "name": "eval", "models": [name]} | options
+    name = re.sub(r"[^A-Za-z0-9_.-]", "-", found.name).lstrip(".-") or "model"
+    stage = {"kind": "evaluate", "name": "eval" if name != "eval" else "exam", "models": [name]} | options
     stage["exams"] = [{"task": task, "size": dict(size)} for task in tasks]
     raw = {
         "name": "eval", "about": f"{found.name} on {', '.join(tasks)}", "seed": seed, "device": device,

@@ -6,12 +6,13 @@ one another; the recipe chains them.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import torch
-from pydantic import Field
+from pydantic import AfterValidator
 
 from mull.config import Config
 from mull.engine.engine import LocalEngine
@@ -24,7 +25,16 @@ from mull.text.tokenizer import Tokenizer
 from mull.train.trainer import TrainConfig
 from mull.types import UserError
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
+OWN = "-own"  # what a distill stage adds to its name for the student's own answers
+
+
+def _name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", text) or text == "result.json":
+        raise ValueError(f"{text!r} is no name; use letters, digits and _.-, a letter, digit or _ first")
+    return text
+
+
+Name = Annotated[str, AfterValidator(_name)]  # of a directory, among others
 
 
 class StageConfig(Config):
