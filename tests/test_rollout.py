@@ -8,7 +8,8 @@ import pytest
 from small import MOE, chat, model_of
 
 from mull.engine.engine import LocalEngine
-from mull.engine.rollout import grade, rollouts
+from mull.engine.rollout import grade, rollouts, spent
+from mull.model.flops import decoding_flops
 from mull.tasks import TASKS, find
 from mull.types import Completion, Delta, Problem, Request, Sampling
 
@@ -75,3 +76,26 @@ def test_a_grader_that_breaks_is_not_the_models_fault(problems: list[Problem], m
 
 def test_a_truncated_answer_is_named(problems: list[Problem]) -> None:
     assert grade(problems[0], Completion((), (), "length", problems[0].answer))[1] == "truncated"
+
+
+def test_a_prompt_is_counted_once_for_its_answers(problems: list[Problem]) -> None:
+    """As the engine does: all tokens counted go through the layers, but for the last of each answer."""
+    engine = LocalEngine(model_of(MOE, std=0.1), chat())
+    extend, fed = engine.model.extend, []
+
+    def counted(tokens_T, *rest, **more):
+        fed.append(len(tokens_T))
+        return extend(tokens_T, *rest, **more)
+
+    engine.model.extend = counted  # type: ignore[method-assign]
+    got = rollouts(problems[:1], engine, chat(), samples=3, sampling=Sampling(max_tokens=8, seed=3))
+    lengths = [len(r.completion.tokens) for r in got]
+    prompt = len(got[0].prompt)
+    assert sum(fed) == prompt + sum(lengths) - 3
+    tokens, flops = spent(MOE, got)
+    assert tokens == sum(lengths)
+    assert flops == decoding_flops(MOE, prompt, lengths[0]) + sum(
+        decoding_flops(MOE, prompt, n) - decoding_flops(MOE, prompt, 0) for n in lengths[1:]
+    )
+    apart = rollouts(problems, engine, chat(), sampling=Sampling(max_tokens=8, seed=3))
+    assert spent(MOE, apart)[1] == sum(decoding_flops(MOE, len(r.prompt), len(r.completion.tokens)) for r in apart)

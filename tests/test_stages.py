@@ -164,8 +164,10 @@ def test_reinforcement_learning_is_on_policy_and_keeps_its_answers(
     assert not problems & {p.messages for p in find("gcd").problems("test", 50, values=[1, 3])}
 
 
-def test_evaluation_asks_everyone_the_same_held_out_questions(done: Path, shape: ModelConfig, tmp_path: Path) -> None:
-    run = Run.open(tmp_path / "r", {}, quiet=True)
+def test_evaluation_asks_everyone_the_same_held_out_questions(
+    done: Path, shape: ModelConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run.open(tmp_path / "r", {})
     outside = {name: str(done / "models" / name) for name in ("taught", "student")}
     ctx = Context(run, 0, torch.device("cpu"), shape, outside)
     exam = Exam(task="gcd", size={"values": [1, 3]})
@@ -173,6 +175,9 @@ def test_evaluation_asks_everyone_the_same_held_out_questions(done: Path, shape:
     evaluate.main(cfg, ctx)
     files = sorted(run.rollouts_path("x").parent.glob("*.jsonl"))
     assert len(files) == 4
+    (last,) = [f for f in files if "student" in f.name and "direct" in f.name]
+    share = sum(r.outcome == "solved" for r in read_rollouts(last)) / 4
+    assert f"exam 4/4  solved {share:.3f}  " in capsys.readouterr().err
     asked = [[r.problem.messages for r in read_rollouts(f)] for f in files]
     assert all(a == asked[0] for a in asked)
     trained = {p.messages for p in find("gcd").problems("train", 300, values=[1, 3])}

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
+from mull.model.config import ModelConfig
+from mull.model.flops import decoding_flops
 from mull.tasks import find
 from mull.text.chat import Chat
 from mull.types import Completion, Engine, Outcome, Problem, Request, Rollout, Sampling
@@ -42,6 +45,17 @@ def rollouts(
             Rollout(problems[i], completion, reward, outcome, 0.0, k, model_name, thinking, prompts[i])
         )  # fmt: skip
     return graded
+
+
+def spent(cfg: ModelConfig, answers: Sequence[Rollout]) -> tuple[int, int]:
+    """(tokens, FLOPs) of answers that stand as `rollouts` returned them: a prompt is computed once for its neighbours.
+
+    Where a problem's answers did not all find a free row at once, the engine computed it again: that is not counted.
+    """
+    tokens = sum(len(r.completion.tokens) for r in answers)
+    flops = sum(decoding_flops(cfg, len(r.prompt), len(r.completion.tokens)) for r in answers)
+    again = [b.prompt for a, b in pairwise(answers) if a.prompt == b.prompt]
+    return tokens, flops - sum(decoding_flops(cfg, len(prompt), 0) for prompt in again)
 
 
 def grade(problem: Problem, completion: Completion) -> tuple[float, Outcome]:

@@ -18,10 +18,10 @@ from pydantic import Field, field_validator, model_validator
 from mull.data.batch import Batch, Stream, collate
 from mull.data.sources import Draw, Problems, answers, from_rollout, seed_of
 from mull.dist import precision
-from mull.engine.rollout import rollouts
+from mull.engine.rollout import rollouts, spent
 from mull.ledger import Entry
 from mull.model.config import ModelConfig
-from mull.model.flops import decoding_flops, forward_flops
+from mull.model.flops import forward_flops
 from mull.model.transformer import Transformer
 from mull.stages.stage import OWN, Context, StageConfig, own_loss
 from mull.text.chat import Chat
@@ -122,7 +122,7 @@ def _lessons(cfg: DistillConfig, ctx: Context, teacher: Transformer, chat: Chat,
                 [problems(i) for i in range(cfg.fresh)], ctx.engine(teacher, chat, cfg.rows), chat, samples=1,
                 sampling=sampling, model_name=cfg.teacher,
             )  # fmt: skip
-            _bill(entry, teacher, drawn)
+            entry.add(*spent(teacher.cfg, drawn))
             write_rollouts(path, drawn)
         lessons += [r for r in read_rollouts(path) if r.outcome == "solved"]
     if not lessons:
@@ -149,16 +149,9 @@ def _on_policy(
         first = step * cfg.on_policy_answers
         asked = [problems(first + i) for i in range(cfg.on_policy_answers)]
         drawn = rollouts(asked, engine, chat, samples=1, sampling=sampling, step=step, model_name=cfg.name)
-        _bill(entry, student, drawn)
+        entry.add(*spent(student.cfg, drawn))
         batch = scored(collate([from_rollout(r) for r in drawn], ctx.device), teacher, entry)
         batch.extra = {"reward": sum(r.reward for r in drawn) / len(drawn)}
         return [batch]
 
     trainer.fit(run, stage, batches, entry)
-
-
-def _bill(entry: Entry, model: Transformer, drawn: Sequence[Rollout]) -> None:
-    entry.add(
-        tokens=sum(len(r.completion.tokens) for r in drawn),
-        flops=sum(decoding_flops(model.cfg, len(r.prompt), len(r.completion.tokens)) for r in drawn),
-    )

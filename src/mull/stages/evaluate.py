@@ -15,9 +15,8 @@ from pydantic import Field, model_validator
 
 from mull.data.sources import Draw, seed_of
 from mull.engine.engine import LocalEngine
-from mull.engine.rollout import rollouts
+from mull.engine.rollout import rollouts, spent
 from mull.ledger import Entry
-from mull.model.flops import decoding_flops
 from mull.report.summary import evaluate_row
 from mull.stages.stage import Context, StageConfig
 from mull.tasks import find
@@ -98,7 +97,7 @@ def main(cfg: EvaluateConfig, ctx: Context) -> None:
                     weights, chat = ctx.load(model)
                     engines = {model: (ctx.engine(weights, chat, cfg.rows), chat)}
                 row = _sit(cfg, ctx, sitting, engines[model], entry)
-                progress.update(number, tokens=int(row["tokens"]), solved=row["solved"])
+                progress.update(number, tokens=int(row["tokens"]), solved=row["accuracy"] or 0.0)
             else:
                 progress.update(number)
 
@@ -115,10 +114,8 @@ def _sit(
         problems, speaker, chat, samples=samples, sampling=sampling, thinking=sitting.thinking, model_name=sitting.model
     )  # fmt: skip
     seconds = time.perf_counter() - began
-    tokens = sum(len(r.completion.tokens) for r in answers)
-    shape = speaker.model.cfg
-    flops = sum(decoding_flops(shape, len(r.prompt), len(r.completion.tokens)) for r in answers)
-    entry.add(tokens=tokens, flops=flops)
+    tokens, flops = spent(speaker.model.cfg, answers)
+    entry.add(tokens, flops)
     path = ctx.run.rollouts_path(sitting.name)
     bill = ctx.run.ledger.price(seconds, tokens, flops)
     facts = {

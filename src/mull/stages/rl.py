@@ -21,8 +21,7 @@ from pydantic import Field, field_validator
 
 from mull.data.batch import Batch, collate
 from mull.data.sources import Draw, Problems, from_rollout, seed_of
-from mull.engine.rollout import rollouts
-from mull.model.flops import decoding_flops
+from mull.engine.rollout import rollouts, spent
 from mull.stages.stage import Context, StageConfig, own_loss
 from mull.train.losses import LossConfig
 from mull.train.trainer import Limit, TrainConfig, Trainer
@@ -92,9 +91,7 @@ def main(cfg: RLConfig, ctx: Context) -> None:
                 fresh, teaching = _with_advantages(fresh, cfg)
                 drawn += fresh
                 chosen += teaching
-            tokens = sum(len(r.completion.tokens) for r in drawn)
-            flops = sum(decoding_flops(model.cfg, len(r.prompt), len(r.completion.tokens)) for r in drawn)
-            entry.add(tokens=tokens, flops=flops)
+            entry.add(*spent(model.cfg, drawn))
             if cfg.keep:
                 run.append_rollouts(stage, step, drawn)
             if not chosen:
