@@ -19,7 +19,8 @@ from mull.run import Run
 from mull.stages import recipe
 from mull.stages.evaluate import EvaluateConfig
 from mull.stages.recipe import Recipe
-from mull.types import UserError, read_rollouts
+from mull.tasks import TASKS
+from mull.types import Message, Problem, UserError, read_rollouts
 
 
 @pytest.fixture
@@ -126,6 +127,17 @@ def test_something_must_be_there_to_learn_from(plain: dict[str, Any], tmp_path: 
     recipe.check(build(Recipe, plain, "x"))
     student["reuse"] = []
     assert "there is nothing to learn from; give reuse, fresh or both." in mistake(plain)
+
+
+def test_what_is_said_again_has_numbers(plain: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
+    class Riddles:
+        def problems(self, split: str, n: int, seed: int = 0) -> list[Problem]:
+            return [Problem("riddle", str(i), (Message("user", "What has keys?"),), "piano") for i in range(n)]
+
+    monkeypatch.setitem(TASKS, "riddle", Riddles())  # type: ignore[arg-type]
+    of(plain, "taught")["recite"] = [{"task": "riddle"}]
+    said = "Stage 'taught': riddle asks questions without numbers, so there is nothing to say again."
+    assert mistake(plain) == said
 
 
 def test_a_model_from_outside_must_be_there(plain: dict[str, Any], done: Path, tmp_path: Path):

@@ -9,7 +9,7 @@ import pytest
 from small import chat
 
 from mull.data.sources import Draw, Problems, answers, conversations, documents, from_rollout, recitals, seed_of
-from mull.tasks import TAUGHT, find
+from mull.tasks import TASKS, TAUGHT, find
 from mull.types import Completion, Message, Problem, Rollout, UserError
 
 SUMS = Draw(task="chain_sum", weight=3)
@@ -121,3 +121,15 @@ def test_answers_deal_every_rollout_once_a_pass() -> None:
     assert len({tuple(p) for p in passes}) > 1
     with pytest.raises(UserError, match="no rollouts"):
         answers([], 0)
+
+
+def test_nothing_is_said_again_of_a_question_without_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Riddles:
+        name = "riddle"
+
+        def problems(self, split: str, n: int, seed: int = 0) -> list[Problem]:
+            return [Problem("riddle", str(i), (Message("user", "What has keys?"),), "piano") for i in range(n)]
+
+    monkeypatch.setitem(TASKS, "riddle", Riddles())  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="riddle asks questions without numbers, so there is nothing to say again"):
+        recitals([Draw(task="riddle")], chat(), 2)(0)

@@ -111,6 +111,8 @@ def recitals(draws: Sequence[Draw], chat: Chat, seed: int, spoken: bool = False)
     def example(i: int) -> Example:
         question = problems(i).messages[-1].content
         numbers = list(NUMBER.finditer(question))
+        if not numbers:
+            raise UserError(f"{problems(i).task} asks questions without numbers, so there is nothing to say again.")
         lines = [question[number.start() : numbers[-1].end()] for number in numbers]
         if not spoken:
             return _document(chat, question, *lines)

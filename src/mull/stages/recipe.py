@@ -16,7 +16,7 @@ from pydantic import Field
 from mull import dist
 from mull.config import Config, apply_overrides, build, digest, nearest, read_toml
 from mull.data.shards import read_texts
-from mull.data.sources import Draw
+from mull.data.sources import NUMBER, Draw
 from mull.ledger import Rates
 from mull.locate import Located
 from mull.model.config import PRESETS, ModelConfig
@@ -186,10 +186,10 @@ def _check_lessons(stage: AnyStage, recipe: Recipe) -> None:
             for pattern in stage.files:
                 next(iter(read_texts([pattern])), None)
             _check_draws(stage.tasks, "train", taught=True)
-            _check_draws(stage.recite, "train")
+            _check_draws(stage.recite, "train", recited=True)
         case SFTConfig():
             _check_draws(stage.tasks, "train", taught=True, needed="to learn from")
-            _check_draws(stage.recite, "train")
+            _check_draws(stage.recite, "train", recited=True)
         case RLConfig():
             _check_draws(stage.tasks, "train", needed="to practise on")
         case DistillConfig():
@@ -204,14 +204,19 @@ def _draws_afresh(stage: DistillConfig) -> bool:
     return bool(stage.fresh or stage.on_policy_steps)
 
 
-def _check_draws(draws: Sequence[Draw], split: Split, taught: bool = False, needed: str = "") -> None:
+def _check_draws(
+    draws: Sequence[Draw], split: Split, taught: bool = False, recited: bool = False, needed: str = ""
+) -> None:
     if needed and not draws:
         raise UserError(f"it needs tasks {needed}.")
     for draw in draws:
         task = find(draw.task)
         if taught and draw.task not in TAUGHT:
             raise UserError(f"{draw.task} has no written solutions to learn from; taught are {', '.join(TAUGHT)}.")
-        task.problems(split, 1, **draw.size)  # seconds for some of reasoning-gym's, which beats a failure after an hour
+        # seconds for some of reasoning-gym's, which beats a failure after an hour
+        for problem in task.problems(split, 1, **draw.size):
+            if recited and not NUMBER.search(problem.messages[-1].content):
+                raise UserError(f"{draw.task} asks questions without numbers, so there is nothing to say again.")
 
 
 def identity(recipe: Recipe) -> dict[str, Any]:

@@ -21,7 +21,6 @@ from mull.model.transformer import Transformer
 from mull.model.weights import load_model, save_model
 from mull.run import Run
 from mull.text.chat import Chat
-from mull.text.tokenizer import Tokenizer
 from mull.train.trainer import TrainConfig
 from mull.types import UserError
 
@@ -80,7 +79,3 @@ class Context:
 
     def engine(self, model: Transformer, chat: Chat, rows: int = 256) -> LocalEngine:
         return LocalEngine(model, chat, max_rows=rows)
-
-
-def new_chat(tokenizer: Tokenizer) -> Chat:
-    return Chat(tokenizer)
