@@ -17,6 +17,7 @@ from mull.data.sources import Draw
 from mull.engine.engine import LocalEngine
 from mull.model.config import ModelConfig
 from mull.model.families import read_config
+from mull.model.transformer import Transformer
 from mull.model.weights import load_model
 from mull.run import Run
 from mull.stages import distill, evaluate, pretrain, rl, sft
@@ -135,9 +136,18 @@ def test_the_losses_fall(done: Path) -> None:
 
 
 def test_reinforcement_learning_is_on_policy_and_keeps_its_answers(
-    done: Path, shape: ModelConfig, tmp_path: Path
+    done: Path, shape: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    samplers, engine = [], Context.engine
+
+    def noted(ctx: Context, model: Transformer, *rest) -> LocalEngine:
+        samplers.append(model)
+        return engine(ctx, model, *rest)
+
+    monkeypatch.setattr(Context, "engine", noted)
     run = stage(tmp_path / "r", "rl", done, shape)
+    assert [len(model.mtp) for model in samplers] == [0]  # layers that answer nothing are not carried twice
+    assert read_config(run.model_dir("new")).mtp_layers == 1
     cfg = CONFIGS["rl"]
     assert isinstance(cfg, RLConfig)
     for line in run.metrics("new"):

@@ -149,10 +149,12 @@ def saved(tmp_path: Path) -> Path:
 
 
 def test_a_model_directory_without_its_mtp_layers_still_answers(saved: Path) -> None:
+    assert load_model(saved).cfg.mtp_layers == 1
+    bare = load_model(saved, mtp=False)
     (saved / "mtp.safetensors").unlink()
-    model = load_model(saved)
-    assert model.cfg.mtp_layers == 0
-    assert len(model.mtp) == 0
+    for model in (bare, load_model(saved)):
+        assert model.cfg.mtp_layers == 0
+        assert len(model.mtp) == 0
 
 
 def test_damaged_weights_are_named(saved: Path) -> None:

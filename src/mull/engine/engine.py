@@ -46,6 +46,8 @@ class LocalEngine:
         self.version = 0
 
     def load(self, state: Mapping[str, Any], version: int) -> None:
+        if not self.model.mtp:  # a trainer's may have such layers; here they would answer nothing
+            state = {name: tensor for name, tensor in state.items() if not name.startswith("mtp.")}
         self.model.load_state_dict(state)
         self.version = version
 

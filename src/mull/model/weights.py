@@ -59,14 +59,15 @@ def _write(folder: Path, model: Transformer, chat: Chat) -> None:
     chat.save(folder)
 
 
-def load_model(folder: Path, device: torch.device | str = "cpu") -> Transformer:
+def load_model(folder: Path, device: torch.device | str = "cpu", mtp: bool = True) -> Transformer:
     """Read a model directory. Raises UserError for damaged files, and for missing or misshapen tensors, by name.
 
-    MTP layers that the configuration announces but the directory lacks are left out: they answer nothing.
+    MTP layers answer nothing: they are left out without `mtp`, and where the configuration announces them but the
+    directory lacks them.
     """
     folder = Path(folder)
     cfg = read_config(folder)
-    if cfg.mtp_layers and not (folder / FILES[True]).exists():
+    if cfg.mtp_layers and not (mtp and (folder / FILES[True]).exists()):
         cfg = cfg.model_copy(update={"mtp_layers": 0})
     model = Transformer(cfg)
     state = model.state_dict()

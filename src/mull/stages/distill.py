@@ -61,7 +61,7 @@ class DistillConfig(StageConfig):
 def main(cfg: DistillConfig, ctx: Context) -> None:
     run, stage = ctx.run, cfg.name
     with run.ledger.stage(stage, cfg.kind) as entry:
-        teacher, chat = ctx.load(cfg.teacher)
+        teacher, chat = ctx.load(cfg.teacher, mtp=False)
         teacher.eval()
         lessons = _lessons(cfg, ctx, teacher, chat, entry)
         student = _student(cfg, ctx, teacher, chat)
@@ -135,7 +135,7 @@ def _on_policy(
 ) -> None:
     """Reverse KL on the student's own answers, under a name of its own."""
     run, stage = ctx.run, cfg.name + OWN
-    sampler = Transformer(student.cfg).to(ctx.device)
+    sampler = Transformer(student.cfg.model_copy(update={"mtp_layers": 0})).to(ctx.device)
     engine = ctx.engine(sampler, chat, cfg.rows)
     train = cfg.train.model_copy(update={"loss": LossConfig(name="reverse_kl")})
     trainer = Trainer(student, train, cfg.on_policy_steps)

@@ -94,7 +94,7 @@ def main(cfg: EvaluateConfig, ctx: Context) -> None:
         for number, sitting in enumerate(sat, 1):
             if not run.rollouts_path(sitting.name).exists():
                 if (model := sitting.model) not in engines:
-                    weights, chat = ctx.load(model)
+                    weights, chat = ctx.load(model, mtp=False)
                     engines = {model: (ctx.engine(weights, chat, cfg.rows), chat)}
                 row = _sit(cfg, ctx, sitting, engines[model], entry)
                 progress.update(number, tokens=int(row["tokens"]), solved=row["accuracy"] or 0.0)

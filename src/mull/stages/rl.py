@@ -62,7 +62,7 @@ def main(cfg: RLConfig, ctx: Context) -> None:
     run, stage = ctx.run, cfg.name
     with run.ledger.stage(stage, cfg.kind) as entry:
         model, chat = ctx.load(cfg.init)
-        sampler, _ = ctx.load(cfg.init)
+        sampler, _ = ctx.load(cfg.init, mtp=False)
         engine = ctx.engine(sampler, chat, cfg.rows)
         trainer = Trainer(model, cfg.train, cfg.steps, limits={"max_gap": Limit(cfg.max_gap, APART)})
         problems = Problems(cfg.tasks, seed_of(ctx.seed, stage))

@@ -69,9 +69,10 @@ class Context:
             raise UserError(f"No stage has made the model {name!r}; there are {', '.join(made) or 'none'}.")
         return folder
 
-    def load(self, name: str) -> tuple[Transformer, Chat]:
+    def load(self, name: str, mtp: bool = True) -> tuple[Transformer, Chat]:
+        """A model and its chat format; one that only answers needs no MTP layers."""
         folder = self.folder(name)
-        model = load_model(folder, self.device)
+        model = load_model(folder, self.device, mtp)
         return model, Chat.load(folder)
 
     def save(self, name: str, model: Transformer, chat: Chat) -> None:
