@@ -7,19 +7,22 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from small import SHAPES, examples_of, model_of, tokens_of
+from small import SHAPES, chat, examples_of, model_of, tokens_of
 from torch.utils.flop_counter import FlopCounterMode
 
+import mull.engine.engine
 import mull.model.attention
 import mull.model.moe
 from mull.data.batch import collate
-from mull.engine.cache import Cache, SlotWindow
+from mull.engine.cache import Cache
+from mull.engine.engine import LocalEngine
 from mull.model.config import PRESETS
 from mull.model.flops import cache_bytes, decoding_flops, forward_flops, parameters, training_flops
 from mull.model.transformer import Transformer, count_parameters
 from mull.ops.attention import attend_plain
 from mull.ops.experts import routed_plain
 from mull.train.trainer import TrainConfig, Trainer
+from mull.types import Request, Sampling
 
 # Documents of one length: a counter sees what kernels compute, padding included; we count what is needed.
 LENGTH, COUNT = 24, 6
@@ -35,9 +38,10 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[FlopCounterMode]:
         yield counter
 
 
-def spare(cfg, lengths: list[int]) -> int:
+def spare(cfg, lengths: list[int], absorbed: bool = False) -> int:
     """What a plain causal product computes beyond the n (n + 1) / 2 pairs that are needed."""
-    return sum(n * n - n * (n + 1) // 2 for n in lengths) * 2 * cfg.heads * (cfg.qk_dim + cfg.value_dim)
+    pair = 2 * cfg.kv_rank + cfg.rope_dim if absorbed and cfg.latent else cfg.qk_dim + cfg.value_dim
+    return sum(n * n - n * (n + 1) // 2 for n in lengths) * 2 * cfg.heads * pair
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -65,19 +69,17 @@ def test_training(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", ["mla", "moe", "llama", "gqa moe"])
-def test_decoding(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Token by token over a cache. Windows are rounded up, so the counter runs on windows that are not."""
-    cfg, prompt, made = SHAPES[name], 10, 14
-    model, ids = model_of(cfg), tokens_of(prompt + made)
-    cache = Cache(cfg, torch.device("cpu"), torch.float32)
-    cache.reserve(1, len(ids))
-    with torch.inference_mode(), counted(monkeypatch) as counter:
-        for at in range(len(ids)):
-            where = torch.tensor([at])
-            hidden = model.extend(torch.tensor([ids[at]]), where, SlotWindow(cache, 0, where[None], at + 1))
-            if at >= prompt:
-                model.logits(hidden)
-    assert counter.get_total_flops() == pytest.approx(decoding_flops(cfg, prompt, made), rel=0.02)
+@pytest.mark.parametrize("made", [1, 3, 14])
+def test_decoding(name: str, made: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the engine itself. Windows, usually rounded up, are not; a prompt's pairs are computed whole, and counted."""
+    cfg, prompt = SHAPES[name], tokens_of(10)
+    monkeypatch.setattr(mull.engine.engine, "rounded", lambda length: length)
+    engine = LocalEngine(model_of(cfg), chat(), max_rows=1)
+    with counted(monkeypatch) as counter:
+        (answer,) = engine.generate([Request(tuple(prompt), Sampling(max_tokens=made))])
+    assert len(answer.tokens) == made
+    want = decoding_flops(cfg, len(prompt), made) + cfg.layers * spare(cfg, [len(prompt)], absorbed=True)
+    assert counter.get_total_flops() == pytest.approx(want, rel=0.02)
 
 
 @pytest.mark.parametrize("name", [*SHAPES, *PRESETS])

@@ -85,12 +85,13 @@ def training_flops(cfg: ModelConfig, lengths: Sequence[int], predicted: int) -> 
 
 
 def decoding_flops(cfg: ModelConfig, prompt: int, generated: int) -> int:
-    """One answer: the prompt once, then token by token over the cache, in the form the engine runs.
+    """One answer: the prompt once, then token by token over the cache, in the form the engine runs. The last token is
+    drawn, but never goes through the layers.
 
     MLA's absorbed form folds each query into the latent space (H N C and H C V per token instead of kv_b) and pays
     2 C + R per head and pair.
     """
-    total = prompt + generated
+    total = prompt + max(generated - 1, 0)
     pairs = total * (total + 1) // 2
     if not cfg.latent:
         return forward_flops(cfg, total, pairs, generated)
