@@ -138,6 +138,27 @@ def test_templates_that_cannot_be_used_safely_are_refused(template: str, said: s
         Chat(chat().tokenizer, template).encode([Message("user", "hello")])
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ messages[0].content }}-{{ messages[0].content }}",
+        "{{ messages[1].content }}-{{ messages[0].content }}",
+        "{% for m in messages|reverse %}[{{ m.content }}]{% endfor %}",
+    ],
+)
+def test_a_template_that_confuses_messages_is_refused(template: str) -> None:
+    with pytest.raises(UserError, match="every message once, in its place"):
+        Chat(chat().tokenizer, template).encode([Message("user", "a"), Message("user", "b")])
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ 1 / messages[1:]|length }}", "{{ messages[0].content + 1 }}", "{{ 'a'|int('b') + none }}"]
+)
+def test_a_template_that_breaks_is_a_user_error(template: str) -> None:
+    with pytest.raises(UserError, match="The chat template breaks on this conversation"):
+        Chat(chat().tokenizer, template).encode([Message("user", "hello")])
+
+
 def test_unknown_roles_are_refused() -> None:
     with pytest.raises(UserError, match="There is no role 'robot'"):
         chat().encode([Message("robot", "x")])

@@ -84,9 +84,14 @@ class Chat:
                 text = self._compiled.render(messages=shown, add_generation_prompt=True, enable_thinking=thinking)
             except jinja2.TemplateError as error:
                 raise UserError(f"The chat template refuses this conversation: {error}.") from None
-            parts = re.split("|".join(marks), text) if marks else [text]
-            if len(parts) != len(roles) + 1:
-                raise UserError("The chat template does not show every message once; mull cannot use it safely.")
+            except Exception as error:  # a template is a program, and may fail in any way
+                raise UserError(f"The chat template breaks on this conversation: {error}.") from None
+            either = "|".join(marks)
+            if marks and re.findall(either, text) != marks:
+                raise UserError(
+                    "The chat template does not show every message once, in its place; mull cannot use it safely."
+                )
+            parts = re.split(either, text) if marks else [text]
             if len(self._structure) > 256:
                 self._structure.clear()
             self._structure[key] = [self.tokenizer.encode(part, special=True) for part in parts]
