@@ -106,3 +106,16 @@ def test_impossible_settings_are_refused(key: str) -> None:
 
 def test_router_bias_is_no_parameter() -> None:
     assert not any("router.bias" in name for name, _ in model_of(MOE).named_parameters())
+
+
+@pytest.mark.parametrize("steps", [7, 100])
+def test_the_last_step_is_one_short_of_the_final_rate(steps: int) -> None:
+    cfg = OptimConfig(lr=0.1, warmup=0.3, decay=0.7, final_lr=0.5)
+    rates = [learning_rate(cfg, step, steps) for step in range(steps)]
+    assert 0.05 < rates[-1] == pytest.approx(0.05 + 0.05 / (round(0.7 * steps) + 1))
+
+
+def test_warmup_and_decay_share_the_steps() -> None:
+    OptimConfig(warmup=0.1, decay=0.9)
+    with pytest.raises(ValidationError, match=r"warmup \+ decay = 1\.1 is more than all steps"):
+        OptimConfig(warmup=0.4, decay=0.7)

@@ -12,7 +12,7 @@ from collections import defaultdict
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from mull.config import Config
@@ -21,7 +21,7 @@ from mull.config import Config
 class OptimConfig(Config):
     name: Literal["adamw", "muon"] = "adamw"
     lr: float = Field(default=2e-3, gt=0)
-    final_lr: float = Field(default=0.0, ge=0)  # as a fraction of lr, reached at the last step
+    final_lr: float = Field(default=0.0, ge=0)  # as a fraction of lr; the last step is one short of it
     warmup: float = Field(default=0.02, ge=0, le=1)  # fraction of the steps
     decay: float = Field(default=0.2, ge=0, le=1)  # fraction of the steps, at the end
     betas: tuple[float, float] = (0.9, 0.95)
@@ -29,6 +29,12 @@ class OptimConfig(Config):
     weight_decay: float = Field(default=0.1, ge=0)
     momentum: float = Field(default=0.95, ge=0, lt=1)  # Muon's
     clip: float = Field(default=1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _room(self) -> OptimConfig:
+        if self.warmup + self.decay > 1 + 1e-9:  # 1.0 may be a hair more in floating point
+            raise ValueError(f"warmup + decay = {self.warmup + self.decay:g} is more than all steps; at most 1 will do")
+        return self
 
 
 def learning_rate(cfg: OptimConfig, step: int, steps: int) -> float:
