@@ -27,6 +27,7 @@ from mull.stages.pretrain import PretrainConfig
 from mull.stages.recipe import Recipe
 from mull.stages.rl import RLConfig
 from mull.stages.sft import SFTConfig
+from mull.tasks import chains
 from mull.train.losses import LossConfig
 from mull.train.optim import OptimConfig
 from mull.train.trainer import TrainConfig
@@ -266,3 +267,19 @@ def test_python_snippets_run(
     for body in blocks(ROOT / name, "python"):
         exec(compile(body, name, "exec"), names)  # noqa: S102 - our own pages
     capsys.readouterr()
+
+
+CHAIN = re.compile(r"`([^`\n]+)`[^`\n]*\n(?:[^`\n]+\n)?\n((?:    .+\n)+)")  # a problem, and what is indented below it
+
+
+def test_the_chains_shown_are_those_that_are_written():
+    """Left of two spaces stands the chain, right of them what is said about it."""
+    page = (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8")
+    shown = {problem: [line.split("  ")[0] for line in lines.replace("\n    ", "\n").strip().splitlines()]
+             for problem, lines in CHAIN.findall(page)}  # fmt: skip
+    assert shown == {
+        "514 - 544 + 386": chains.chain_sum([514, 544, 386], [1, -1, 1]).splitlines(),
+        "5 - 7": chains.chain_sum([5, 7], [1, -1]).splitlines(),
+        "123 * 45": chains.products(123, 45).splitlines(),
+        "112, 987": chains.gcd(112, 987).splitlines(),
+    }

@@ -24,7 +24,7 @@ from mull.tasks.puzzle import SETS, Gym, GymStoppedError, Puzzle
 from mull.types import Completion, Problem, Rollout, UserError
 
 pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("reasoning_gym") is None, reason="needs reasoning-gym: pip install 'mull[tasks]'"
+    importlib.util.find_spec("reasoning_gym") is None, reason="needs reasoning-gym"
 )
 DOZEN = (
     "ab", "basic_arithmetic", "codeio", "countdown", "graph_color", "gsm_symbolic", "isomorphic_strings", "lcm",

@@ -1,4 +1,4 @@
-"""reasoning-gym's sets as tasks: `gym/countdown`, `gym/sudoku`, ... (the optional package: pip install 'mull[tasks]').
+"""reasoning-gym's sets as tasks: `gym/countdown`, `gym/sudoku`, ... (the optional package reasoning-gym).
 
 Problems are made, and answers scored, by reasoning-gym itself in a process of its own (gym.py says why), started when
 the first problem is made or graded. An answer counts as solved where the set's own scorer gives at least 1; the reward
@@ -113,7 +113,7 @@ class Gym:
 
     def _start(self) -> None:
         if importlib.util.find_spec("reasoning_gym") is None:
-            raise UserError("The gym/ tasks need reasoning-gym: pip install 'mull[tasks]'.")
+            raise UserError("The gym/ tasks need reasoning-gym: pip install 'reasoning-gym>=0.1.25'.")
         environment = {key: os.environ[key] for key in PASSED_ON if key in os.environ}
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-W", "ignore", "-m", "mull.tasks.gym"],
