@@ -155,3 +155,18 @@ def test_a_disk_that_is_full_leaves_the_last_good(limit: int, tmp_path: Path) ->
     said: list[str] = []
     assert trainer_of(seed=5).restore(tmp_path, said.append) == {"cursor": 10}
     assert said == []
+
+
+def test_an_optimisers_state_goes_where_its_parameter_is(tmp_path: Path) -> None:
+    """All of it, a count of steps too: CUDA's fused AdamW takes one on no other device. Here another device is meta."""
+    model = torch.nn.Linear(3, 2)
+    optimiser = torch.optim.AdamW(model.parameters(), fused=True)
+    model(torch.ones(3)).sum().backward()
+    optimiser.step()
+    kept = checkpoint._flatten(model, [optimiser])
+    elsewhere = torch.nn.Linear(3, 2, device="meta")
+    other = torch.optim.AdamW(elsewhere.parameters())
+    checkpoint._unflatten(elsewhere, [other], *kept)
+    state = [value for p in elsewhere.parameters() for value in other.state[p].values()]
+    assert len(state) == 6
+    assert {value.device.type for value in state} == {"meta"}

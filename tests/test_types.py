@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -72,3 +73,10 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="half way"):
         write_rollouts(path, broken())
     assert read_rollouts(path) == [one()]
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, done = tmp_path / "r.jsonl", []
+    monkeypatch.setattr(os, "fsync", lambda handle: done.append((os.fstat(handle).st_ino, path.exists())))
+    write_rollouts(path, [one()])
+    assert done == [(path.stat().st_ino, False), (tmp_path.stat().st_ino, True)]

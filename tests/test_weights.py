@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from pathlib import Path
 
@@ -190,6 +191,14 @@ def test_a_failed_save_leaves_the_old_model(saved: Path, monkeypatch: pytest.Mon
     assert {p.name: p.read_bytes() for p in saved.iterdir()} == before
 
 
+def test_a_model_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, done = tmp_path / "m", []
+    monkeypatch.setattr(os, "fsync", lambda handle: done.append((os.fstat(handle).st_ino, folder.exists())))
+    save_model(folder, model_of(MOE), chat())
+    assert {inode for inode, named in done if not named} == {p.stat().st_ino for p in [*folder.iterdir(), folder]}
+    assert done[-1] == (tmp_path.stat().st_ino, True)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -201,6 +210,17 @@ def test_a_failed_save_leaves_the_old_model(saved: Path, monkeypatch: pytest.Mon
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "llama3"),
         ({"hidden_size": None}, "width|hidden_size"),
         ({"num_experts_per_tok": 100}, "active_experts"),
+        ({"num_hidden_layers": "two"}, "num_hidden_layers = 'two' is no whole number"),
+        ({"num_hidden_layers": 2.5}, "num_hidden_layers"),
+        ({"num_attention_heads": 0}, "num_attention_heads"),
+        ({"first_k_dense_replace": None}, "first_k_dense_replace"),
+        ({"rope_scaling": "yarn"}, "rope_scaling"),
+        (
+            {"rope_scaling": {"rope_type": "yarn", "original_max_position_embeddings": 32}},
+            "yarn scaling lacks 'factor'",
+        ),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "original_max_position_embeddings"),
+        ({"rope_scaling": {"type": "yarn", "factor": "x", "original_max_position_embeddings": 32}}, "yarn.factor"),
     ],
     ids=str,
 )

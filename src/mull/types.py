@@ -8,7 +8,8 @@ journeys (rollouts.jsonl: evaluation, RL, distillation).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -126,8 +127,10 @@ class Delta:
 class Engine(Protocol):
     """Everything that speaks. Local and remote engines are interchangeable."""
 
-    def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        """Answers in the order of the requests."""
+    def generate(
+        self, requests: Sequence[Request], on_finish: Callable[[int, Completion], None] | None = None
+    ) -> list[Completion]:
+        """Answers in the order of the requests; `on_finish(index, answer)` as each comes to its end."""
         ...
 
     def stream(self, request: Request) -> Iterator[Delta]: ...
@@ -141,13 +144,24 @@ class Engine(Protocol):
         ...
 
 
+def sync(path: Path) -> None:
+    """A file or directory onto the disk: else a rename may survive a power cut that its content does not."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def write_rollouts(path: Path, rollouts: Iterable[Rollout]) -> None:
-    """Whole file or nothing: written beside and renamed."""
+    """Whole file or nothing: written beside, synced and renamed."""
     part = path.with_suffix(path.suffix + ".part")
     path.parent.mkdir(parents=True, exist_ok=True)
     with part.open("w", encoding="utf-8") as out:
         out.writelines(rollout.to_json() + "\n" for rollout in rollouts)
+    sync(part)
     part.replace(path)
+    sync(path.parent)
 
 
 def read_rollouts(path: Path) -> list[Rollout]:
@@ -164,5 +178,5 @@ def read_rollouts(path: Path) -> list[Rollout]:
 
 __all__ = [
     "OUTCOMES", "Completion", "Delta", "Engine", "Finish", "Message", "Outcome", "Problem", "Request", "Rollout",
-    "Sampling", "UserError", "read_rollouts", "write_rollouts",
+    "Sampling", "UserError", "read_rollouts", "sync", "write_rollouts",
 ]  # fmt: skip

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mull.config import build, nearest
-from mull.model.config import ModelConfig, Yarn
+from mull.model.config import ModelConfig
 from mull.types import UserError
 
 # our field -> the name in config.json; every family shares these
@@ -128,7 +128,9 @@ def config_from_hf(raw: Mapping[str, Any], where: str) -> ModelConfig:
     for theirs in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
         if theirs not in raw:
             raise UserError(f"{where} lacks {theirs!r}, without which there is no model.")
-    rope = raw.get("rope_parameters") or {}
+        _natural(raw, theirs, where, least=1)
+    _natural(raw, "first_k_dense_replace", where, least=0)
+    rope = _table(raw, "rope_parameters", where)
     values["rope_theta"] = rope.get("rope_theta", raw.get("rope_theta", 10000.0))
     values["kv_heads"] = raw.get("num_key_value_heads") or values["heads"]
     values["qkv_bias"] = name == "qwen2" or values.get("qkv_bias", False)
@@ -138,21 +140,39 @@ def config_from_hf(raw: Mapping[str, Any], where: str) -> ModelConfig:
         values["head_dim"] = values["width"] // values["heads"]
     if values.get("dense_layers", 0) >= values["layers"]:
         values |= {"experts": 0, "dense_layers": 0, "active_experts": 1}
-    values["yarn"] = _yarn(raw.get("rope_scaling") or rope, where)
+    values["yarn"] = _yarn(_table(raw, "rope_scaling", where) or rope, where)
     return build(ModelConfig, values, where)
 
 
-def _yarn(scaling: Mapping[str, Any], where: str) -> Yarn | None:
+def _natural(raw: Mapping[str, Any], key: str, where: str, least: int) -> None:
+    """The few numbers that are calculated with before the configuration is checked as a whole."""
+    value = raw.get(key, least)
+    if type(value) is not int or value < least:
+        raise UserError(f"{where}: {key} = {value!r} is no whole number of at least {least}.")
+
+
+def _table(raw: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:
+    table = raw.get(key) or {}
+    if not isinstance(table, Mapping):
+        raise UserError(f"{where}: {key} = {table!r} is no JSON object.")
+    return table
+
+
+def _yarn(scaling: Mapping[str, Any], where: str) -> dict[str, Any] | None:
+    """Yarn's values, unchecked."""
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind == "default":
         return None
     if kind != "yarn":
         raise UserError(f"{where}: rotary scaling of the type {kind!r} is not supported; yarn is.")
-    return Yarn(
-        factor=scaling["factor"], original_length=scaling["original_max_position_embeddings"],
-        beta_fast=scaling.get("beta_fast") or 32.0, beta_slow=scaling.get("beta_slow") or 1.0,
-        mscale=scaling.get("mscale") or 0.0, mscale_all_dim=scaling.get("mscale_all_dim") or 0.0,
-    )  # fmt: skip
+    for key in ("factor", "original_max_position_embeddings"):
+        if key not in scaling:
+            raise UserError(f"{where}: its yarn scaling lacks {key!r}.")
+    return {
+        "factor": scaling["factor"], "original_length": scaling["original_max_position_embeddings"],
+        "beta_fast": scaling.get("beta_fast") or 32.0, "beta_slow": scaling.get("beta_slow") or 1.0,
+        "mscale": scaling.get("mscale") or 0.0, "mscale_all_dim": scaling.get("mscale_all_dim") or 0.0,
+    }  # fmt: skip
 
 
 def read_config(folder: Path) -> ModelConfig:

@@ -1,8 +1,8 @@
 """Model directories: config.json, safetensors in the Hugging Face layout, tokenizer, chat template.
 
 The answering model is model.safetensors; MTP layers lie apart in mtp.safetensors, so that a reader without use for them
-(transformers warns of tensors it does not know) never sees them. A directory is written beside and renamed: it is there
-whole or not at all.
+(transformers warns of tensors it does not know) never sees them. A directory is written beside, synced and renamed: it
+is there whole or not at all.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 from mull.model.families import Place, config_to_hf, places, read_config
 from mull.model.transformer import Transformer
 from mull.text.chat import Chat
-from mull.types import UserError
+from mull.types import UserError, sync
 
 FILES = {False: "model.safetensors", True: "mtp.safetensors"}  # by Place.mtp
 
@@ -33,8 +33,11 @@ def save_model(folder: Path, model: Transformer, chat: Chat) -> None:
     try:
         part.mkdir(parents=True)
         _write(part, model, chat)
+        for path in [*part.iterdir(), part]:
+            sync(path)
         shutil.rmtree(folder, ignore_errors=True)
         part.rename(folder)
+        sync(folder.parent)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(part, ignore_errors=True)
         raise error if isinstance(error, OSError) else OSError(str(error)) from None
@@ -105,4 +108,3 @@ def _put(state: dict[str, Tensor], place: Place, tensor: Tensor, path: Path) -> 
     if not tensor.dtype.is_floating_point:
         raise UserError(f"{path}: {place.theirs} holds {tensor.dtype}, not floating-point numbers.")
     target.copy_(tensor)
-

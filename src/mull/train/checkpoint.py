@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +18,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from mull.types import sync
 
 KEEP = 2
 
@@ -39,10 +40,11 @@ def save(
         state = {"step": step, "sha256": sums, "scalars": scalars, "extra": extra}
         (part / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
         for path in part.iterdir():
-            _sync(path)
+            sync(path)
+        sync(part)
         shutil.rmtree(final, ignore_errors=True)
         part.rename(final)
-        _sync(folder)
+        sync(folder)
     except (OSError, SafetensorError) as error:  # safetensors has an exception of its own for a full disk
         shutil.rmtree(part, ignore_errors=True)
         raise error if isinstance(error, OSError) else OSError(str(error)) from None
@@ -128,7 +130,7 @@ def _unflatten(
             if int(at) != index:
                 continue
             parameter = by_name[name]
-            if isinstance(value, Tensor) and value.shape == parameter.shape:
+            if isinstance(value, Tensor):  # of any shape: a fused AdamW counts its steps beside the parameter
                 value = value.to(parameter.device)
             optimiser.state[parameter][key] = value
 
@@ -136,11 +138,3 @@ def _unflatten(
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
