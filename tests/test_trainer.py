@@ -68,6 +68,23 @@ def test_micro_batches_equal_one_batch(name: str) -> None:
     assert torch.equal(after["blocks.1.ffn.router.bias"], after2["blocks.1.ffn.router.bias"])
 
 
+@pytest.mark.parametrize("optimiser", ["adamw", "muon"])
+def test_accumulated_batches_of_a_stream_equal_large_ones(optimiser: str) -> None:
+    def same(i: int) -> Example:
+        return Example(tokens_of(12, i, 40), [1] * 12)
+
+    cfg, results = OptimConfig(name=optimiser), []  # type: ignore[arg-type]
+    for stream in (Stream(same, 72), Stream(same, 24, accumulate=3)):
+        trainer = trainer_of("llama", optim=cfg)
+        losses = [trainer.train_step(stream.batches(step))["loss"] for step in range(4)]
+        results.append((losses, stream.cursor, state_of(trainer)))
+    (losses, cursor, after), (losses2, cursor2, after2) = results
+    assert cursor == cursor2 == 24
+    assert losses == pytest.approx(losses2, rel=1e-4)
+    for key, tensor in after.items():
+        torch.testing.assert_close(after2[key], tensor, atol=1e-4, rtol=1e-3, msg=key)
+
+
 def test_sequence_balance_counts_micro_batches_by_their_learnt_tokens() -> None:
     """Equal shares: the balance loss of two halves is the mean of theirs, as for one batch of both."""
     examples = examples_of(12, 12, 12, 12)

@@ -84,14 +84,15 @@ def collate(examples: Sequence[Example], device: torch.device | str = "cpu") -> 
 class Stream:
     """An endless, deterministic sequence of examples, cut into batches of at most `tokens` tokens.
 
-    `example(i)` must be a function of i alone. `cursor` is all the state there is: put `state()`
-    into a checkpoint, set `cursor` from it, and the stream goes on where it was.
+    A step takes `accumulate` batches. `example(i)` must be a function of i alone. `cursor` is all the state there is:
+    put `state()` into a checkpoint, set `cursor` from it, and the stream goes on where it was.
     """
 
     example: Callable[[int], Example]
     tokens: int
     device: torch.device | str = "cpu"
     cursor: int = 0
+    accumulate: int = 1
 
     def take(self) -> list[Example]:
         """The next examples that fit; always at least one, so an example longer than a batch is a batch of its own."""
@@ -106,8 +107,8 @@ class Stream:
             self.cursor += 1
 
     def batches(self, _step: int = 0) -> list[Batch]:
-        """The next batch, as the trainer asks for it: a list of micro-batches."""
-        return [collate(self.take(), self.device)]
+        """The micro-batches of the next step, as the trainer asks for them."""
+        return [collate(self.take(), self.device) for _ in range(self.accumulate)]
 
     def state(self) -> dict[str, int]:
         return {"cursor": self.cursor}

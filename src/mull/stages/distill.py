@@ -37,6 +37,7 @@ class DistillConfig(StageConfig):
     model: ModelConfig | None = None  # or a new one of this shape; the vocabulary is the teacher's
     steps: int = Field(gt=0)
     batch_tokens: int = Field(default=4096, gt=0)
+    accumulate: int = Field(default=1, gt=0)  # micro-batches of batch_tokens per step
     reuse: list[str] = []  # stages whose graded answers are learnt from as well (the teacher's RL)
     tasks: list[Draw] = []  # fresh problems for the teacher
     fresh: int = Field(default=0, ge=0)  # how many
@@ -63,17 +64,20 @@ def main(cfg: DistillConfig, ctx: Context) -> None:
     with run.ledger.stage(stage, cfg.kind) as entry:
         teacher, chat = ctx.load(cfg.teacher, mtp=False)
         teacher.eval()
+        student = _student(cfg, ctx, teacher, chat)  # first: one that cannot learn is said before answers are drawn
         lessons = _lessons(cfg, ctx, teacher, chat, entry)
-        student = _student(cfg, ctx, teacher, chat)
         trainer = Trainer(student, cfg.train, cfg.steps)
-        stream = Stream(answers(lessons, seed_of(ctx.seed, stage)), cfg.batch_tokens, ctx.device)
+        source = answers(lessons, seed_of(ctx.seed, stage))
+        stream = Stream(source, cfg.batch_tokens, ctx.device, accumulate=cfg.accumulate)
         if (found := trainer.restore(run.stage_dir(stage), run.say)) is not None:
             stream.cursor = found["cursor"]
         run.rewind(stage, trainer.step)
 
         def batches(step: int) -> Sequence[Batch]:
-            batch = collate(stream.take(), ctx.device)
-            return [scored(batch, teacher, entry)]
+            drawn = stream.batches(step)
+            if cfg.train.loss.name == "ce":  # learns from the tokens alone
+                return drawn
+            return [scored(batch, teacher, entry) for batch in drawn]
 
         trainer.fit(run, stage, batches, entry, extra=stream.state)
         if cfg.on_policy_steps:

@@ -33,6 +33,7 @@ class PretrainConfig(StageConfig):
     model: ModelConfig | None = None  # instead of the recipe's
     steps: int = Field(gt=0)
     batch_tokens: int = Field(default=4096, gt=0)
+    accumulate: int = Field(default=1, gt=0)  # micro-batches of batch_tokens per step
     tasks: list[Draw] = []  # worked problems
     direct: float = Field(default=0.5, ge=0, le=1)  # share of them that go without steps
     recite: list[Draw] = []  # problems whose numbers are only said again
@@ -61,7 +62,7 @@ def main(cfg: PretrainConfig, ctx: Context) -> None:
         source = _source(cfg, ctx, chat)
         model = Transformer(shape).initialise(seed_of(ctx.seed, "weights")).to(ctx.device)
         trainer = Trainer(model, cfg.train, cfg.steps)
-        stream = Stream(source, cfg.batch_tokens, ctx.device)
+        stream = Stream(source, cfg.batch_tokens, ctx.device, accumulate=cfg.accumulate)
         if (found := trainer.restore(run.stage_dir(stage), run.say)) is not None:
             stream.cursor = found["cursor"]
         run.rewind(stage, trainer.step)

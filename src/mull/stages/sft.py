@@ -26,6 +26,7 @@ class SFTConfig(StageConfig):
     as_long_as: str = ""  # instead of steps: as many seconds as the steps of this stage took
     speed_of: str = ""  # with as_long_as: the stage whose seconds per step tell how many steps that is
     batch_tokens: int = Field(default=4096, gt=0)
+    accumulate: int = Field(default=1, gt=0)  # micro-batches of batch_tokens per step
     tasks: list[Draw]
     direct: float = Field(default=0.5, ge=0, le=1)  # share of examples answered without thinking
     recite: list[Draw] = []  # problems whose numbers are only said again
@@ -53,7 +54,7 @@ def main(cfg: SFTConfig, ctx: Context) -> None:
     with run.ledger.stage(stage, cfg.kind) as entry:
         model, chat = ctx.load(cfg.init)
         trainer = Trainer(model, cfg.train, steps)
-        stream = Stream(_source(cfg, ctx, chat), cfg.batch_tokens, ctx.device)
+        stream = Stream(_source(cfg, ctx, chat), cfg.batch_tokens, ctx.device, accumulate=cfg.accumulate)
         if (found := trainer.restore(run.stage_dir(stage), run.say)) is not None:
             stream.cursor = found["cursor"]
         run.rewind(stage, trainer.step)
