@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from small import SHAPES, chat, examples_of, model_of, tokens_of
@@ -11,6 +13,7 @@ from mull.engine.engine import LocalEngine
 from mull.model.transformer import Transformer
 from mull.ops.attention import Documents
 from mull.ops.experts import routed, routed_plain
+from mull.train.optim import OptimConfig
 from mull.train.trainer import TrainConfig, Trainer
 from mull.types import Request, Sampling
 
@@ -74,3 +77,30 @@ def test_decoding_agrees_with_scoring() -> None:
     scores = engine.score([[*r.tokens, *a.tokens] for r, a in zip(asked, answers, strict=True)])
     for r, a, score in zip(asked, answers, scores, strict=True):
         assert list(a.logprobs) == pytest.approx(score[len(r.tokens) :], abs=0.1)
+
+
+def test_fp32_decoding_agrees_with_the_trainer_as_closely_as_rl_asks() -> None:
+    engine = LocalEngine(model_of(SHAPES["moe"], std=0.1).to("cuda"), chat(), max_rows=4, fp32=True)
+    asked = [Request(tuple(tokens_of(3 + i, i)), Sampling(max_tokens=12), (i,)) for i in range(7)]
+    answers = engine.generate(asked)
+    scores = engine.score([[*r.tokens, *a.tokens] for r, a in zip(asked, answers, strict=True)])
+    for r, a, score in zip(asked, answers, scores, strict=True):
+        assert list(a.logprobs) == pytest.approx(score[len(r.tokens) :], abs=1e-3)
+
+
+@pytest.mark.parametrize("optimiser", ["adamw", "muon"])
+def test_training_goes_on_from_a_checkpoint(optimiser: str, tmp_path: Path) -> None:
+    def trainer_of(seed: int) -> Trainer:
+        model = Transformer(SHAPES["moe"]).initialise(seed).to("cuda").train()
+        return Trainer(model, TrainConfig(optim=OptimConfig(name=optimiser)), 10)  # type: ignore[arg-type]
+
+    def step(trainer: Trainer, seed: int) -> float:
+        return trainer.train_step([collate(examples_of(20, 31, seed=seed), "cuda")])["loss"]
+
+    first, second = trainer_of(0), trainer_of(1)
+    for seed in range(2):
+        step(first, seed)
+    first.save(tmp_path, {})
+    assert second.restore(tmp_path) == {}
+    for seed in range(2, 5):
+        assert step(second, seed) == pytest.approx(step(first, seed), rel=1e-2)

@@ -26,16 +26,26 @@ def test_cuda_without_cuda_is_said() -> None:
         device("cuda")
 
 
+def test_a_device_beyond_the_last_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert device("cuda:0") == torch.device("cuda:0")
+    with pytest.raises(UserError, match=r"cuda:7.*last CUDA device here is cuda:0"):
+        device("cuda:7")
+
+
 def test_a_cpu_computes_in_fp32() -> None:
     with precision(torch.device("cpu")):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
 
 
 @pytest.mark.gpu
-def test_cuda_computes_in_bf16() -> None:
+def test_cuda_computes_in_bf16_unless_told_otherwise() -> None:
     x = torch.ones(2, 2, device="cuda")
     with precision(x.device):
         assert (x @ x).dtype == torch.bfloat16
+    with precision(x.device, fp32=True):
+        assert (x @ x).dtype == torch.float32
 
 
 def test_settling_twice_changes_no_result() -> None:

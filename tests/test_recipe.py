@@ -246,6 +246,11 @@ def test_a_set_of_answers_on_disk_is_not_asked_again(copy: Run, tiny: Path):
     assert {path: path.stat().st_mtime_ns for path in sets[1:]} == kept
 
 
+def test_a_model_from_outside_is_no_result(plain: dict[str, Any], done: Path):
+    outside = {"outside": {"elsewhere": str(done / "models" / "taught")}, "result": "elsewhere"}
+    assert "The result 'elsewhere' is made by no stage." in mistake(plain | outside)
+
+
 def test_the_last_model_is_the_result_unless_one_is_named(done: Path, copy: Run, tiny: Path):
     assert json.loads((done / "models" / "result.json").read_text()) == {"model": "student"}
     recipe.main(recipe.load(str(tiny), ["result=taught"]), copy)
@@ -270,7 +275,7 @@ def test_a_sampler_apart_from_the_trainer_stops_the_run(
     line = refused("run", tmp_path / "apart.toml", "--out", tmp_path / "run", "--quiet")
     assert re.match(r"Stage practised, step 1: max_gap is [\d.e-]+, more than 1e-12, so training stopped", line)
     assert "there is no checkpoint of this stage yet" in line
-    assert "on CUDA" in line
+    assert "Both compute in fp32" in line
     assert "larger max_gap" in line
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 

@@ -5,20 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from small import in_memory  # noqa: F401 - the fixture
+from small import chat, in_memory, model_of  # noqa: F401 - the fixture
 
 from mull.data.sources import Draw
 from mull.engine.engine import LocalEngine
 from mull.model.config import ModelConfig
 from mull.model.families import read_config
 from mull.model.transformer import Transformer
-from mull.model.weights import load_model
+from mull.model.weights import load_model, save_model
 from mull.run import Run
 from mull.stages import distill, evaluate, pretrain, rl, sft
 from mull.stages.distill import DistillConfig
@@ -40,14 +40,14 @@ CONFIGS = {
     "pretrain": PretrainConfig(
         name="new", steps=5, batch_tokens=300, tokenizer_sample=30, tasks=[GCD], train=OFTEN
     ),
-    "sft": SFTConfig(name="new", init="taught", steps=5, batch_tokens=300, tasks=[GCD], train=OFTEN),
+    "sft": SFTConfig(name="new", init="taught", steps=5, batch_tokens=200, accumulate=2, tasks=[GCD], train=OFTEN),
     "rl": RLConfig(
         name="new", init="taught", steps=5, problems=3, samples=4, refills=8, max_tokens=48, tasks=[GCD],
         train=TrainConfig(checkpoint_every=2, loss=LossConfig(name="grpo")),
     ),
     "distill": DistillConfig(
-        name="new", teacher="taught", model=STUDENT, steps=5, batch_tokens=200, fresh=12, max_tokens=48,
-        on_policy_steps=3, on_policy_answers=4, tasks=[GCD],
+        name="new", teacher="taught", model=STUDENT, steps=5, batch_tokens=100, accumulate=2, fresh=12,
+        max_tokens=48, on_policy_steps=3, on_policy_answers=4, tasks=[GCD],
         train=TrainConfig(checkpoint_every=2, loss=LossConfig(name="forward_kl")),
     ),
 }  # fmt: skip
@@ -140,9 +140,9 @@ def test_reinforcement_learning_is_on_policy_and_keeps_its_answers(
 ) -> None:
     samplers, engine = [], Context.engine
 
-    def noted(ctx: Context, model: Transformer, *rest) -> LocalEngine:
+    def noted(ctx: Context, model: Transformer, *rest, **more) -> LocalEngine:
         samplers.append(model)
-        return engine(ctx, model, *rest)
+        return engine(ctx, model, *rest, **more)
 
     monkeypatch.setattr(Context, "engine", noted)
     run = stage(tmp_path / "r", "rl", done, shape)
@@ -172,6 +172,22 @@ def test_reinforcement_learning_is_on_policy_and_keeps_its_answers(
     assert any(r.advantage for r in kept)
     problems = {r.problem.messages for r in kept}
     assert not problems & {p.messages for p in find("gcd").problems("test", 50, values=[1, 3])}
+
+
+def test_only_reinforcement_learning_computes_in_fp32_on_every_device(
+    done: Path, shape: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bf16, which CUDA has elsewhere, sampler and trainer would differ by more than max_gap through rounding alone.
+    Here bf16 is the CPU's; it stands for CUDA's."""
+
+    def half(where: torch.device, fp32: bool = False):
+        return nullcontext() if fp32 else torch.autocast(where.type, torch.bfloat16)
+
+    for module in ("engine.engine", "train.trainer", "stages.distill"):
+        monkeypatch.setattr(f"mull.{module}.precision", half)
+    run = stage(tmp_path / "r", "rl", done, shape)
+    assert max(line["max_gap"] for line in run.metrics("new")) < 1e-3
+    assert len(run.metrics("new")) == 5
 
 
 def test_evaluation_asks_everyone_the_same_held_out_questions(
@@ -223,6 +239,31 @@ def test_a_missing_model_is_said_before_anything_runs(shape: ModelConfig, tmp_pa
     with pytest.raises(UserError, match="'taught'"):
         sft.main(CONFIGS["sft"], Context(run, 0, torch.device("cpu"), shape))  # type: ignore[arg-type]
     run.close()
+
+
+def test_a_student_with_another_tokenizer_is_refused_before_the_teacher_answers(
+    done: Path, shape: ModelConfig, tmp_path: Path
+) -> None:
+    save_model(tmp_path / "other", model_of(STUDENT), chat())
+    outside = {"taught": str(done / "models" / "taught"), "other": str(tmp_path / "other")}
+    run = Run.open(tmp_path / "r", {}, quiet=True)
+    cfg = CONFIGS["distill"].model_copy(update={"model": None, "init": "other"})
+    assert isinstance(cfg, DistillConfig)
+    with pytest.raises(UserError, match="different tokenizers"):
+        distill.main(cfg, Context(run, 0, torch.device("cpu"), shape, outside))
+    assert not run.rollouts_path("new").exists()
+    run.close()
+
+
+def test_plain_cross_entropy_asks_the_teacher_for_no_probabilities(
+    done: Path, shape: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distill, "scored", lambda *_: pytest.fail("the teacher ran"))
+    plain = TrainConfig(loss=LossConfig(name="ce"))
+    monkeypatch.setitem(
+        CONFIGS, "distill", CONFIGS["distill"].model_copy(update={"on_policy_steps": 0, "train": plain})
+    )
+    assert len(stage(tmp_path / "r", "distill", done, shape).metrics("new")) == 5
 
 
 def test_pretraining_on_files_alone(shape: ModelConfig, tmp_path: Path) -> None:

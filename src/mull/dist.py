@@ -1,7 +1,8 @@
 """Where the arithmetic happens. One process needs no launcher and no environment variables.
 
 CPU computes in fp32 (this class of machine has no bf16 units); CUDA in bf16 under autocast, with fp32 weights, router
-and log-probabilities. `settle` prepares the process once, from the command line, never at import.
+and log-probabilities, except where fp32 is asked for, as reinforcement learning does. `settle` prepares the process
+once, from the command line, never at import.
 """
 
 from __future__ import annotations
@@ -27,14 +28,16 @@ def device(name: str = "auto") -> torch.device:
         raise UserError(f"device = {name!r} is no device; use auto, cpu or cuda.") from None
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device = {name!r}, but torch sees no CUDA device here; use auto or cpu.")
+    if chosen.type == "cuda" and (chosen.index or 0) >= (count := torch.cuda.device_count()):
+        raise UserError(f"device = {name!r}, but the last CUDA device here is cuda:{count - 1}; use auto or cuda.")
     if chosen.type not in ("cpu", "cuda"):
         raise UserError(f"device = {name!r} is not supported; use auto, cpu or cuda.")
     return chosen
 
 
-def precision(where: torch.device) -> AbstractContextManager[object]:
-    """bf16 autocast on CUDA, nothing on CPU. Trainer and engine share it, so that they compute the same thing."""
-    return torch.autocast("cuda", torch.bfloat16) if where.type == "cuda" else nullcontext()
+def precision(where: torch.device, fp32: bool = False) -> AbstractContextManager[object]:
+    """bf16 autocast on CUDA unless `fp32`, nothing on CPU. Trainer and engine share it: they compute the same thing."""
+    return torch.autocast("cuda", torch.bfloat16) if where.type == "cuda" and not fp32 else nullcontext()
 
 
 def exact(where: torch.device) -> AbstractContextManager[object]:

@@ -38,10 +38,13 @@ class _Made:
 
 
 class LocalEngine:
-    """Engine (mull.types) over a model in this process. Not for several threads at once."""
+    """Engine (mull.types) over a model in this process. Not for several threads at once.
 
-    def __init__(self, model: Transformer, chat: Chat, max_rows: int = 256):
-        self.model, self.chat, self.max_rows = model, chat, max_rows
+    With `fp32` it computes and caches in fp32 on CUDA too.
+    """
+
+    def __init__(self, model: Transformer, chat: Chat, max_rows: int = 256, fp32: bool = False):
+        self.model, self.chat, self.max_rows, self.fp32 = model, chat, max_rows, fp32
         self.model.eval()
         self.version = 0
 
@@ -90,7 +93,7 @@ class LocalEngine:
             self._check(row, room=0)
         documents = Documents([len(row) for row in ids], self.model.device)
         tokens_T = torch.tensor([token for row in ids for token in row], device=self.model.device)
-        with torch.inference_mode(), precision(self.model.device):
+        with torch.inference_mode(), precision(self.model.device, self.fp32):
             hidden_TD = self.model(tokens_T, documents)
             logp_TV = self.model.logits(hidden_TD[:-1]).log_softmax(dim=-1)
         after_T = logp_TV.gather(1, tokens_T[1:, None])[:, 0]
@@ -117,7 +120,8 @@ class LocalEngine:
             Job(i, r.tokens, min(r.sampling.max_tokens, cfg.max_length - len(r.tokens)))
             for i, r in enumerate(requests)
         ])  # fmt: skip
-        dtype = torch.bfloat16 if device.type == "cuda" else self.model.embed.weight.dtype
+        half = device.type == "cuda" and not self.fp32
+        dtype = torch.bfloat16 if half else self.model.embed.weight.dtype
         cache = Cache(cfg, device, dtype)
         began = time.perf_counter()
         last_B = torch.empty(0, dtype=torch.long, device=device)  # the newest token of each running row
@@ -149,7 +153,7 @@ class LocalEngine:
         cache.reserve(rows, max(lengths))
         at_B = torch.tensor(lengths, device=last_B.device) - 1  # the newest token is not cached yet
         window = SlotWindow(cache, 0, at_B[:, None], rounded(max(lengths)))
-        with torch.inference_mode(), precision(last_B.device):
+        with torch.inference_mode(), precision(last_B.device, self.fp32):
             return self.model.logits(self.model.extend(last_B, at_B, window))
 
     def _prefill(self, cache: Cache, scheduler: Scheduler, first: int, groups: list[list[Job]]) -> Tensor:
@@ -163,7 +167,7 @@ class LocalEngine:
         at_Bt = torch.arange(longest, device=device).expand(len(groups), -1)
         # prompts go to consecutive rows first; spreading them to their groups' rows is a copy from the back
         window = SlotWindow(cache, first, at_Bt, rounded(longest))
-        with torch.inference_mode(), precision(device):
+        with torch.inference_mode(), precision(device, self.fp32):
             hidden = self.model.extend(ids_Bt.flatten(), at_Bt.flatten(), window).unflatten(0, (len(groups), -1))
             ends = torch.tensor([len(p) - 1 for p in prompts], device=device)
             logits = self.model.logits(hidden[torch.arange(len(groups), device=device), ends])

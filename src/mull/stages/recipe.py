@@ -116,8 +116,9 @@ def _check_models(recipe: Recipe) -> None:
             )
         if stage.kind != "evaluate":
             made.append(stage.name)
-    if recipe.result and recipe.result not in made:
-        raise UserError(f"The result {recipe.result!r} is made by no stage.{nearest(recipe.result, made)}")
+    own = [name for name in made if name not in recipe.outside]
+    if recipe.result and recipe.result not in own:
+        raise UserError(f"The result {recipe.result!r} is made by no stage.{nearest(recipe.result, own)}")
 
 
 def _check_sittings(recipe: Recipe) -> None:

@@ -78,5 +78,5 @@ class Context:
     def save(self, name: str, model: Transformer, chat: Chat) -> None:
         save_model(self.run.model_dir(name), model, chat)
 
-    def engine(self, model: Transformer, chat: Chat, rows: int = 256) -> LocalEngine:
-        return LocalEngine(model, chat, max_rows=rows)
+    def engine(self, model: Transformer, chat: Chat, rows: int = 256, fp32: bool = False) -> LocalEngine:
+        return LocalEngine(model, chat, max_rows=rows, fp32=fp32)

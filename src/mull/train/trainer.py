@@ -58,7 +58,8 @@ class Limit:
 class Trainer:
     """Owns the optimisers of one model for `steps` steps. `step` counts those done.
 
-    A step whose loss is no number, or whose metrics exceed their `limits`, is not taken.
+    A step whose loss is no number, or whose metrics exceed their `limits`, is not taken. With `fp32` forward passes are
+    fp32 on CUDA too.
     """
 
     model: Transformer
@@ -66,6 +67,7 @@ class Trainer:
     steps: int
     step: int = 0
     limits: Mapping[str, Limit] = field(default_factory=dict)
+    fp32: bool = False
 
     def __post_init__(self) -> None:
         self.optimisers = optimisers(self.model, self.cfg.optim)
@@ -104,7 +106,7 @@ class Trainer:
 
     def _objective(self, batch: Batch, predicted: int, trace: Trace) -> tuple[Tensor, dict[str, Tensor]]:
         model, cfg = self.model, self.cfg
-        with precision(model.device):
+        with precision(model.device, self.fp32):
             hidden_TD = model(batch.tokens_T, batch.documents, trace)
             logits_NV = model.logits(hidden_TD[batch.predict_N])
             ahead = model.predict_ahead(batch.tokens_T, hidden_TD, batch.documents, trace) if cfg.mtp_weight else []
@@ -113,7 +115,7 @@ class Trainer:
         total = main / predicted
         for depth, state_TD in enumerate(ahead, 2):
             at_M, target_M = batch.ahead(depth)
-            with precision(model.device):
+            with precision(model.device, self.fp32):
                 logits_MV = model.logits(state_TD[at_M])
             mtp = F.cross_entropy(logits_MV, target_M, reduction="sum")
             total = total + cfg.mtp_weight / len(ahead) * mtp / predicted
