@@ -105,7 +105,7 @@ def test_a_price(clock: list[float], tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("usd", "said"),
-    [(0, "$0"), (-1, "$0"), (5e-5, "<$0.0001"), (0.02149, "$0.0215"), (1.0, "$1.00"), (12.345, "$12.35")],
+    [(0, "$0"), (-1, "$0"), (5e-5, "$0.000050"), (0.02149, "$0.021"), (1.0, "$1.00"), (12.345, "$12.35")],
 )
 def test_money_has_the_digits_that_mean_something(usd: float, said: str):
     assert money(usd) == said

@@ -164,7 +164,7 @@ def test_answers_in_tags_are_read():
 @pytest.mark.parametrize(
     ("size", "says"),
     [
-        ({"min_number": 3}, 'no size "min_number".*Did you mean min_numbers'),
+        ({"min_number": 3}, "no size \"min_number\".*Did you mean 'min_numbers'"),
         ({"min_numbers": 9}, "gym/countdown: max_numbers must be >= min_numbers"),
         ({"min_numbers": "many"}, "gym/countdown: "),
         ({"size": 1}, 'no size "size"'),

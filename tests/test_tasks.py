@@ -70,7 +70,7 @@ def test_deal_stops_where_nothing_new_turns_up():
 
 
 def test_deal_says_what_is_wrong():
-    with pytest.raises(UserError, match="Did you mean validation"):
+    with pytest.raises(UserError, match="Did you mean 'validation'"):
         list(deal("t", "validaton", 3, iter(())))  # type: ignore[arg-type]
     with pytest.raises(UserError, match="cannot be -1"):
         list(deal("t", "train", -1, iter(())))
@@ -82,7 +82,7 @@ def test_deal_says_what_is_wrong():
 def test_find_names_the_nearest():
     assert find("gcd") is TASKS["gcd"]
     for wrong, right in (("chainsum", "chain_sum"), ("sudoku", "gym/sudoku"), ("gym/sodoku", "gym/sudoku")):
-        with pytest.raises(UserError, match=f"Did you mean {right}[?]"):
+        with pytest.raises(UserError, match=f"Did you mean '{right}'[?]"):
             find(wrong)
 
 
@@ -166,7 +166,7 @@ def test_a_size_with_few_problems_gives_each_once():
 @pytest.mark.parametrize(
     ("size", "says"),
     [
-        ({"digit": (1, 3)}, 'no size "digit".*Did you mean digits'),
+        ({"digit": (1, 3)}, "no size \"digit\".*Did you mean 'digits'"),
         ({"terms": (4, 2)}, "terms is a range"),
         ({"terms": (0, 2)}, "terms is a range"),
         ({"terms": "many"}, "not 'many'"),

@@ -11,6 +11,7 @@ in between (later lines of a session replace earlier ones), so that a kill loses
 from __future__ import annotations
 
 import json
+import math
 import resource
 import sys
 import time
@@ -57,12 +58,13 @@ def price(rates: Rates, seconds: float, tokens: int = 0, flops: float = 0.0) -> 
 
 
 def money(usd: float) -> str:
-    """Dollars with as many digits as mean something: $12.34, $0.0215, <$0.0001."""
+    """Dollars, to two digits that mean something: $12.34, $0.17, $0.0038."""
     if usd <= 0:
         return "$0"
-    if usd < 1e-4:
-        return "<$0.0001"
-    return f"${usd:.2f}" if usd >= 1 else f"${usd:.4f}"
+    if usd >= 0.995:
+        return f"${usd:,.2f}"
+    digits = max(2, 1 - math.floor(math.log10(usd)))
+    return f"${usd:.{digits}f}" if digits <= 9 else "<$0.000000001"
 
 
 def peak_rss_bytes() -> int:

@@ -2,19 +2,9 @@
 
 from __future__ import annotations
 
-import math
+from mull.ledger import money
 
 THIN = "\u202f"  # narrow no-break space: between a number and its unit
-
-
-def money(usd: float) -> str:
-    """Dollars, to two digits that mean something: $12.34, $0.17, $0.0038."""
-    if usd <= 0:
-        return "$0"
-    if usd >= 0.995:
-        return f"${usd:,.2f}"
-    digits = max(2, 1 - math.floor(math.log10(usd)))
-    return f"${usd:.{digits}f}" if digits <= 9 else "<$0.000000001"
 
 
 def percent(share: float | None, digits: int = 1) -> str:

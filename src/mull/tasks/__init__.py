@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from mull.config import nearest
 from mull.tasks.arithmetic import ChainSum, Gcd, Products
-from mull.tasks.base import SPLITS, Split, Task, Worked, nearest
+from mull.tasks.base import SPLITS, Split, Task, Worked
 from mull.tasks.puzzle import puzzles
 from mull.types import UserError
 
@@ -15,7 +16,7 @@ def find(name: str) -> Task:
     """Raises UserError with the nearest name."""
     if name in TASKS:
         return TASKS[name]
-    hint = f" Did you mean gym/{name}?" if f"gym/{name}" in TASKS else nearest(name, TASKS)
+    hint = f" Did you mean 'gym/{name}'?" if f"gym/{name}" in TASKS else nearest(name, TASKS)
     raise UserError(f'There is no task "{name}".{hint} `mull tasks` lists them.')
 
 

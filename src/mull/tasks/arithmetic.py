@@ -25,8 +25,9 @@ from hashlib import blake2b
 from itertools import count
 from typing import Any, ClassVar, NamedTuple
 
+from mull.config import nearest
 from mull.tasks import chains
-from mull.tasks.base import Split, deal, nearest, unfinished
+from mull.tasks.base import Split, deal, unfinished
 from mull.types import Completion, Message, Outcome, Problem, UserError
 
 Range = tuple[int, int]

@@ -11,11 +11,11 @@ it stays honest. Redrawing repeats makes the sizes of which few problems exist r
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from typing import Any, Literal, Protocol, TypeVar, get_args
 
+from mull.config import nearest
 from mull.types import Completion, Message, Outcome, Problem, UserError
 
 Split = Literal["train", "validation", "test"]
@@ -98,10 +98,4 @@ def unfinished(completion: Completion) -> Outcome | None:
     return outcomes.get(completion.finish)
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
-    """' Did you mean ...?' with the nearest of `names`, or nothing."""
-    close = difflib.get_close_matches(name, list(names), n=1)
-    return f" Did you mean {close[0]}?" if close else ""
-
-
-__all__ = ["PATIENCE", "SPLITS", "Split", "Task", "Worked", "deal", "nearest", "split_of", "unfinished"]
+__all__ = ["PATIENCE", "SPLITS", "Split", "Task", "Worked", "deal", "split_of", "unfinished"]

@@ -32,9 +32,10 @@ from hashlib import blake2b
 from itertools import count
 from typing import Any, TextIO
 
+from mull.config import nearest
 from mull.tasks import TAUGHT
 from mull.tasks.arithmetic import normalised
-from mull.tasks.base import deal, nearest
+from mull.tasks.base import deal
 from mull.types import UserError
 
 BLOCK = 500  # items a dataset object holds: reasoning-gym's own default; the next block has another seed
