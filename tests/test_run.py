@@ -21,9 +21,9 @@ def opened(path: Path, config: dict = CONFIG) -> Run:
     return Run.open(path, config, quiet=True)
 
 
-def rollout(text: str) -> Rollout:
+def rollout(text: str, version: int = 0) -> Rollout:
     problem = Problem("gcd", "1", (Message("user", "2, 3"),), "1")
-    return Rollout(problem, Completion((1,), (-0.5,), "stop", text), 1.0, "solved")
+    return Rollout(problem, Completion((1,), (-0.5,), "stop", text, version=version), 1.0, "solved")
 
 
 # opening
@@ -40,6 +40,7 @@ def test_a_run_is_made_and_continued(tmp_path: Path):
     assert not again.done("rl")
     assert again.facts("rl") == {"steps": 7}
     assert json.loads((path / "config.json").read_text())["config"] == CONFIG
+    assert not list(path.rglob("*.part"))
     again.close()
 
 
@@ -89,11 +90,11 @@ def test_a_directory_in_which_a_start_failed_is_free_again(tmp_path: Path):
 def test_metrics_are_lines_and_can_be_taken_back(tmp_path: Path):
     run = opened(tmp_path)
     for step in (1, 2, 3):
-        run.log("base", step, loss=1.23456789, load=[0.5])
+        run.log("base", step, loss=1.23456789, max_gap=2.34567891e-7, load=[0.5])
     run.log("rl", 1, reward=0.5)
     run.rewind("base", 1)
     assert [(line["stage"], line["step"]) for line in run.metrics()] == [("base", 1), ("rl", 1)]
-    assert run.metrics("base")[0]["loss"] == 1.234568
+    assert (run.metrics("base")[0]["loss"], run.metrics("base")[0]["max_gap"]) == (1.23457, 2.34568e-7)
     assert list((tmp_path / "tensorboard").iterdir())
     run.close()
 
@@ -116,14 +117,16 @@ def test_a_line_cut_short_is_dropped_when_the_run_is_opened_again(tmp_path: Path
 def test_rollouts_grow_step_by_step_and_can_be_taken_back(tmp_path: Path):
     run = opened(tmp_path)
     for step in range(3):
-        run.append_rollouts("rl", step, [rollout(f"{step}a"), rollout(f"{step}b")])
+        run.append_rollouts("rl", step, [rollout(f"{step}a", step), rollout(f"{step}b", step)])
     with run.rollouts_path("rl").open("a") as file:
         file.write('{"cut": ')  # a kill in the middle of step 3
     run.close()
     again = opened(tmp_path)
+    again.rewind_rollouts("rl", 3)
+    assert len(read_rollouts(run.rollouts_path("rl"))) == 6
     again.rewind_rollouts("rl", 2)
     assert [r.completion.text for r in read_rollouts(run.rollouts_path("rl"))] == ["0a", "0b", "1a", "1b"]
-    again.append_rollouts("rl", 2, [rollout("2")])
+    again.append_rollouts("rl", 2, [rollout("2", 2)])
     again.rewind_rollouts("rl", 0)
     assert read_rollouts(run.rollouts_path("rl")) == []
     again.close()
@@ -135,6 +138,16 @@ def test_files_are_written_whole_or_not_at_all(tmp_path: Path):
     with pytest.raises(UnicodeEncodeError):
         write_atomic(path, "\ud800")
     assert path.read_text() == "old"
+
+
+def test_what_a_long_step_has_come_to_is_in_the_line(tmp_path: Path):
+    run = opened(tmp_path)
+    with run.progress("rl", 3, unit="exam") as progress:
+        progress.note("answer 7/500", tokens=70)
+        assert str(progress.line()).startswith("2/2 rl           exam 0/3  answer 7/500  ")
+        progress.update(1)
+        assert "answer" not in str(progress.line())
+    run.close()
 
 
 def test_the_largest_memory_of_all_sessions_is_kept(tmp_path: Path):
@@ -154,7 +167,7 @@ def test_progress_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         for step in (3, 4):  # continued at step 2
             progress.update(step, tokens=100, loss=1.5)
         line = str(progress.line())
-    assert line.startswith("base         step 4/4  loss 1.500  ")
+    assert line.startswith("1/2 base         step 4/4  loss 1.500  ")
     assert "tok/s" in line
     assert "$" in line
     run.close()

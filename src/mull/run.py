@@ -32,16 +32,19 @@ from rich.text import Text
 
 from mull.config import fingerprint
 from mull.ledger import Ledger, Rates, money, peak_rss_bytes
-from mull.types import Rollout, UserError
+from mull.types import Rollout, UserError, sync
 
 PLAIN_EVERY = 5.0  # seconds between lines where there is no terminal
 MACHINE = "(machine)"  # in state.json, beside the stages; no stage can be named so
 
 
 def write_atomic(path: Path, text: str) -> None:
+    """The old content or the new, whatever happens: written beside, synced and renamed."""
     part = path.with_name(path.name + ".part")
     part.write_text(text, encoding="utf-8")
+    sync(part)
     part.replace(path)
+    sync(path.parent)
 
 
 class Run:
@@ -53,6 +56,7 @@ class Run:
         self._state = self._read_state()
         self._board: _Board | None = None
         self._lock: Any = None
+        self._stages: list[str] = []
 
     @classmethod
     def open(cls, path: Path, config: Mapping[str, Any], *, rates: Rates | None = None, quiet: bool = False) -> Run:
@@ -73,6 +77,7 @@ class Run:
             _mend(path / name)
         run = cls(path, rates or Rates(), quiet)
         run._lock = lock
+        run._stages = [stage.get("name", "") for stage in plain.get("stage", [])]
         return run
 
     def close(self) -> None:
@@ -82,6 +87,10 @@ class Run:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+    def place(self, stage: str) -> str:
+        """'2/5 ' for the second of five stages; nothing for what the configuration does not name so."""
+        return f"{self._stages.index(stage) + 1}/{len(self._stages)} " if stage in self._stages else ""
 
     def say(self, text: str) -> None:
         self.console.print(text, markup=False)
@@ -129,7 +138,7 @@ class Run:
 
     def log(self, stage: str, step: int, **metrics: Any) -> None:
         line = {"stage": stage, "step": step, "time": round(time.time(), 3)} | {
-            k: round(v, 6) if isinstance(v, float) else v for k, v in metrics.items()
+            k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in metrics.items()
         }
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
@@ -143,20 +152,18 @@ class Run:
         _keep(self.path / "metrics.jsonl", lambda line: line["stage"] != stage or line["step"] <= step)
 
     def append_rollouts(self, name: str, step: int, rollouts: Sequence[Rollout]) -> None:
-        """Add a step's answers to a growing file; the state keeps how long it then is, for `rewind_rollouts`."""
+        """Add a step's answers to a growing file. Each says in its `version` which step it is of."""
+        assert all(r.completion.version == step for r in rollouts)
         path = self.rollouts_path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
             file.writelines(r.to_json() + "\n" for r in rollouts)
-        self.note(name, rollout_bytes={**self.facts(name).get("rollout_bytes", {}), str(step): path.stat().st_size})
 
     def rewind_rollouts(self, name: str, steps: int) -> None:
         """Cut the growing file back to what it held after its first `steps` steps."""
         path = self.rollouts_path(name)
-        sizes = {int(k): v for k, v in self.facts(name).get("rollout_bytes", {}).items() if int(k) < steps}
         if path.exists():
-            os.truncate(path, max(sizes.values(), default=0))
-        self.note(name, rollout_bytes={str(k): v for k, v in sizes.items()})
+            os.truncate(path, _length_until(path, steps))
 
     def _tensorboard(self, stage: str, step: int, metrics: Mapping[str, Any]) -> None:
         if self._board is None:
@@ -186,6 +193,7 @@ class Progress:
         self.began = self.printed = time.perf_counter()
         self.first: int | None = None  # where this session started counting
         self.done = self.tokens = 0
+        self.within = ""  # how far the step under way has come, where it is a long one
         self.shown: dict[str, float] = {}
 
     def update(self, step: int, tokens: int = 0, **shown: float) -> None:
@@ -193,7 +201,17 @@ class Progress:
             self.first = step - 1
         self.done = step
         self.tokens += tokens
+        self.within = ""
         self.shown |= shown
+        self._print()
+
+    def note(self, within: str, tokens: int = 0) -> None:
+        """Something came of a step that is not done yet."""
+        self.within = within
+        self.tokens += tokens
+        self._print()
+
+    def _print(self) -> None:
         now = time.perf_counter()
         if not self.run.quiet and not self.run.console.is_terminal and now - self.printed > PLAIN_EVERY:
             self.printed = now
@@ -201,7 +219,8 @@ class Progress:
 
     def line(self) -> Text:
         seconds = max(time.perf_counter() - self.began, 1e-9)
-        parts = [f"{self.stage:<12} {self.unit} {self.done}/{self.total}"]
+        parts = [f"{self.run.place(self.stage)}{self.stage:<12} {self.unit} {self.done}/{self.total}"]
+        parts += [self.within] if self.within else []
         parts += [f"{name} {value:.3f}" for name, value in self.shown.items()]
         if self.tokens:
             parts.append(f"{self.tokens / seconds:,.0f} tok/s")
@@ -306,6 +325,21 @@ def _keep(path: Path, wanted: Any) -> None:
     kept = [line for line in lines if wanted(line)]
     if len(kept) < len(lines):
         write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept))
+
+
+def _length_until(path: Path, steps: int) -> int:
+    """Bytes of the answers that came before step number `steps`, up to a line that a kill cut short."""
+    length = 0
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                version = json.loads(line)["completion"]["version"]
+            except (ValueError, KeyError, TypeError):
+                break
+            if version >= steps or not line.endswith(b"\n"):
+                break
+            length += len(line)
+    return length
 
 
 def _mend(path: Path) -> None:

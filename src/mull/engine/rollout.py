@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -24,10 +24,12 @@ def rollouts(
     step: int = 0,
     first: int = 0,
     model_name: str = "",
+    on_finish: Callable[[int, Completion], None] | None = None,
 ) -> list[Rollout]:
     """`samples` graded answers to each problem, a problem's answers side by side.
 
     The draw of an answer is keyed by (step, first + place of its problem, sample): the same whatever else is asked.
+    `on_finish(place, answer)` is called as each answer comes to its end, before any is graded.
     """
     sampling = replace(sampling, thinking=thinking)
     prompts = [tuple(chat.encode(p.messages, thinking=thinking)) for p in problems]
@@ -36,7 +38,7 @@ def rollouts(
         for i, prompt in enumerate(prompts)
         for k in range(samples)
     ]
-    answers = engine.generate(requests)
+    answers = engine.generate(requests, on_finish)
     graded = []
     for at, completion in enumerate(answers):
         i, k = divmod(at, samples)

@@ -19,6 +19,7 @@ from typing import Any
 
 from mull.config import build
 from mull.ledger import Rates
+from mull.locate import judged
 from mull.model.config import ModelConfig
 from mull.model.families import read_config
 from mull.model.flops import parameters
@@ -63,7 +64,8 @@ def _row(rollouts: Sequence[Rollout], facts: Mapping[str, Any]) -> Row:
         "model": first.model if first else "", "task": first.problem.task if first else "",
         "thinking": first.thinking if first else True, "stage": "", "size": {},
     }  # fmt: skip
-    return who | dict(facts) | figures(_by_problem(rollouts, facts), facts["seconds"], facts["usd"])
+    spent = (facts["seconds"], facts["usd"], facts.get("flops"), facts.get("kwh"))
+    return who | dict(facts) | figures(_by_problem(rollouts, facts), *spent)
 
 
 def _by_problem(rollouts: Iterable[Rollout], facts: Mapping[str, Any]) -> dict[Key, list[Answer]]:
@@ -82,7 +84,10 @@ def _vote(rollout: Rollout) -> str | None:
     return " ".join(rollout.completion.text.casefold().split())
 
 
-def figures(problems: Mapping[Key, Sequence[Answer]], seconds: float, usd: float) -> Row:
+def figures(
+    problems: Mapping[Key, Sequence[Answer]], seconds: float, usd: float, flops: float | None = None,
+    kwh: float | None = None,
+) -> Row:  # fmt: skip
     """Everything that is said about a set of answers. Infrastructure failures are counted and left out of the rest."""
     counts = Counter(answer.outcome for answers in problems.values() for answer in answers)
     scored = {k: [a for a in answers if a.outcome != stats.NOT_SCORED] for k, answers in problems.items()}
@@ -103,9 +108,14 @@ def figures(problems: Mapping[Key, Sequence[Answer]], seconds: float, usd: float
         "outcomes": {name: counts[name] for name in OUTCOMES if counts[name]},
         "tokens": tokens,
         "tokens_per_answer": tokens / counts.total() if counts else None,
+        "seconds_per_answer": seconds / counts.total() if counts else None,
+        "flops_per_answer": flops / counts.total() if counts and flops is not None else None,
+        "kwh_per_solved": stats.cost_per_solved(kwh, total, share)[0] if kwh is not None else None,
         "usd_per_solved": per_solved,
         "usd_per_solved_ci95": list(range_),
         "seconds": seconds,
+        "flops": flops,
+        "kwh": kwh,
         "usd": usd,
     }
     if row["samples"] > 1 and scored:
@@ -174,12 +184,20 @@ def overall(exams: Sequence[Exam]) -> list[Row]:
     for (stage, model, label, split, thinking), members in groups.items():
         problems = {k: answers for exam in members for k, answers in exam.problems.items()}
         seconds, usd = (sum(exam.row[name] for exam in members) for name in ("seconds", "usd"))
+        flops, kwh = (_sum(exam.row[name] for exam in members) for name in ("flops", "kwh"))
         who = {
             "model": model, "task": ALL_TASKS, "thinking": thinking, "label": label, "split": split, "stage": stage,
             "tasks": sorted({exam.row["task"] for exam in members}), "files": [exam.row["file"] for exam in members],
         }  # fmt: skip
-        found.append(who | figures(problems, seconds, usd))
+        found.append(who | figures(problems, seconds, usd, flops, kwh))
     return found
+
+
+def _sum(parts: Iterable[float | None]) -> float | None:
+    """Nothing where a part is not known: exams of older runs do not say all."""
+    listed = list(parts)
+    known = [part for part in listed if part is not None]
+    return sum(known) if len(known) == len(listed) else None
 
 
 def summarise(folder: Path, exams: Sequence[Exam] | None = None) -> Row:
@@ -194,6 +212,8 @@ def summarise(folder: Path, exams: Sequence[Exam] | None = None) -> Row:
     stages: list[Row] = [stage | {"done": run.done(stage["name"])} for stage in run.ledger.stages()]
     models = read_models(folder, [stage["name"] for stage in stages], config.get("outside") or {})
     result = _result(folder, [model for model in models if (folder / "models" / model["name"]).is_dir()])
+    if len(others := judged(folder)) == 1:
+        (result,) = others
     return {
         "name": config.get("name") or folder.resolve().name,
         "about": config.get("about", ""),

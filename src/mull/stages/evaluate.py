@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,7 +22,7 @@ from mull.report.summary import evaluate_row
 from mull.stages.stage import Context, StageConfig
 from mull.tasks import find
 from mull.text.chat import Chat
-from mull.types import Sampling, write_rollouts
+from mull.types import Completion, Sampling, write_rollouts
 
 
 class Exam(Draw):
@@ -96,22 +97,31 @@ def main(cfg: EvaluateConfig, ctx: Context) -> None:
                 if (model := sitting.model) not in engines:
                     weights, chat = ctx.load(model, mtp=False)
                     engines = {model: (ctx.engine(weights, chat, cfg.rows), chat)}
-                row = _sit(cfg, ctx, sitting, engines[model], entry)
-                progress.update(number, tokens=int(row["tokens"]), solved=row["accuracy"] or 0.0)
+                row = _sit(cfg, ctx, sitting, engines[model], entry, progress.note)
+                progress.update(number, solved=row["accuracy"] or 0.0)
             else:
                 progress.update(number)
 
 
 def _sit(
-    cfg: EvaluateConfig, ctx: Context, sitting: Sitting, engine: tuple[LocalEngine, Chat], entry: Entry
+    cfg: EvaluateConfig, ctx: Context, sitting: Sitting, engine: tuple[LocalEngine, Chat], entry: Entry,
+    note: Callable[[str, int], None],
 ) -> dict[str, Any]:
     (speaker, chat), exam = engine, sitting.exam
     samples = exam.samples or cfg.samples
     problems = find(exam.task).problems(cfg.split, exam.n or cfg.n, seed_of("exam", exam.task, exam.label), **exam.size)
     sampling = Sampling(max_tokens=cfg.max_tokens, temperature=cfg.temperature, seed=ctx.seed)
-    began = time.perf_counter()
+    came = 0
+
+    def on_finish(_: int, answer: Completion) -> None:
+        nonlocal came
+        came += 1
+        note(f"answer {came}/{len(problems) * samples}", len(answer.tokens))
+
+    began, joules = time.perf_counter(), entry.meter.joules()
     answers = rollouts(
-        problems, speaker, chat, samples=samples, sampling=sampling, thinking=sitting.thinking, model_name=sitting.model
+        problems, speaker, chat, samples=samples, sampling=sampling, thinking=sitting.thinking,
+        model_name=sitting.model, on_finish=on_finish,
     )  # fmt: skip
     seconds = time.perf_counter() - began
     tokens, flops = spent(speaker.model.cfg, answers)
@@ -119,7 +129,8 @@ def _sit(
     path = ctx.run.rollouts_path(sitting.name)
     bill = ctx.run.ledger.price(seconds, tokens, flops)
     facts = {
-        "label": exam.label, "split": cfg.split, "seconds": seconds, "usd": bill.usd, "file": path.name,
+        "label": exam.label, "split": cfg.split, "seconds": seconds, "usd": bill.usd,
+        "flops": flops, "kwh": (entry.meter.joules() - joules) / 3.6e6, "file": path.name,
         "stage": cfg.name, "size": exam.size, "temperature": cfg.temperature, "max_tokens": cfg.max_tokens,
     }  # fmt: skip
     path.with_suffix(".json").parent.mkdir(parents=True, exist_ok=True)
