@@ -94,7 +94,7 @@ def test_a_finished_run_says_so_and_shows_its_result_again(mull: Mull, tiny: Pat
 
 def test_progress_goes_to_stderr_and_quiet_silences_it(mull: Mull, brief: Path, tmp_path: Path):
     talking = mull("run", brief, "--out", tmp_path / "a")
-    assert "base         step 2/2  loss" in talking.err
+    assert "1/2 base         step 2/2  loss" in talking.err
     assert "tok/s" in talking.err
     assert "tok/s" not in talking.out
     assert mull("run", brief, "--out", tmp_path / "b", "--quiet").err == ""
@@ -192,7 +192,7 @@ def test_a_loss_that_is_no_number_stops_with_stage_step_and_checkpoint(refused: 
         ("stage.taught.name=base", "Two models are named 'base'"),
         ("device=cuda:x", "device = 'cuda:x' is no device; use auto, cpu or cuda."),
         ("model.vocab=100", "Stage 'base': model.vocab = 100 is too small"),
-        ('stage.taught.tasks=[{task="gdc"}]', "Stage 'taught': There is no task \"gdc\". Did you mean gcd?"),
+        ('stage.taught.tasks=[{task="gdc"}]', "Stage 'taught': There is no task \"gdc\". Did you mean 'gcd'?"),
         ('stage.taught.tasks=[{task="gym/gcd"}]', "Stage 'taught': gym/gcd has no written solutions to learn from"),
         ('stage.exam.exams=[{task="gcd", size={value=3}}]', 'gcd has no size "value"'),
         ('stage.exam.exams=[{task="gym/gcd", size={value=3}}]', 'gym/gcd has no size "value"'),
@@ -397,7 +397,8 @@ def test_eval_with_several_samples_draws_at_temperature_one(mull: Mull, done: Pa
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--task", "gdc"], "There is no task \"gdc\". Did you mean gcd?"),
+        (["--task", ""], "--task names no task; `mull tasks` lists them."),
+        (["--task", "gdc"], "There is no task \"gdc\". Did you mean 'gcd'?"),
         (["--task", ","], "mull eval: stage.eval.exams"),
         (["--task", "gcd", "--n", "-1"], "mull eval: stage.eval.n: input should be greater than 0, not -1."),
         (["--task", "gcd", "--samples", "0"], "input should be greater than 0, not 0."),
@@ -446,7 +447,7 @@ def test_tasks_are_listed_and_shown(mull: Mull, refused: Refused):
     assert shown.out.count("-> ") == 2
     problems = json.loads(mull("tasks", "gcd", "--n", 2, "--json").out)["problems"]
     assert all(problem["solution"].endswith(problem["answer"]) for problem in problems)
-    assert "Did you mean gym/sudoku?" in refused("tasks", "sudoku")
+    assert "Did you mean 'gym/sudoku'?" in refused("tasks", "sudoku")
     assert "cannot be -1" in refused("tasks", "gcd", "--n", "-1")
 
 

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from mull.stages.recipe import Recipe
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+MENDABLE = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP
+)  # fmt: skip
 
 
 class Verbs(TyperGroup):
@@ -38,7 +40,7 @@ class Verbs(TyperGroup):
         except KeyboardInterrupt:
             _fail("Stopped.", code=130)
         except OSError as error:
-            if error.errno not in CLOSED:
+            if error.errno not in MENDABLE:
                 raise
             _fail(f"{error.filename or 'A file'}: {error.strerror}.")
 
@@ -56,9 +58,13 @@ app = typer.Typer(
 
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A run, a model directory, or RUN:NAME.")]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes, e.g. stage.rl.steps=50 rates.watts=35.")
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes, e.g. stage.rl.steps=50 rates.watts=35.")
 ]
 Out = Annotated[Path | None, typer.Option("--out", help="The run's directory; the same command continues it.")]
+DemoOut = Annotated[Path, typer.Option("--out", help="The run's directory; the same command continues it.")]
+Size = Annotated[
+    list[str] | None, typer.Option(metavar="KEY=VALUE", help="Of the problems, e.g. terms=[5,6].")
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 MaxTokens = Annotated[int, typer.Option(help="Longest answer, the thinking included.")]
@@ -84,9 +90,9 @@ def options(
 
 
 @app.command()
-def demo(overrides: Overrides = None, out: Out = None, quiet: Quiet = False) -> None:
-    """Make a reasoning model from nothing, distill it, judge it, and print the bill."""
-    _run_recipe("demo", overrides or [], out or Path("runs/demo"), quiet)
+def demo(overrides: Overrides = None, out: DemoOut = Path("runs/demo"), quiet: Quiet = False) -> None:
+    """Make a reasoning model from nothing, distill it and judge it."""
+    _run_recipe("demo", overrides or [], out, quiet)
 
 
 @app.command()
@@ -153,7 +159,9 @@ def _kept(folder: Path) -> Iterator[None]:
 @app.command(name="eval")
 def evaluate(
     model: ModelArgument,
-    task: Annotated[list[str], typer.Option("--task", help="Tasks, comma between (`mull tasks` lists them).")],
+    task: Annotated[
+        list[str], typer.Option("--task", metavar="TASK,...", help="Tasks, comma between (`mull tasks` lists them).")
+    ],
     n: Annotated[int, typer.Option("--n", help="Problems per task.")] = 200,
     samples: Annotated[int, typer.Option("--samples", help="Answers per problem.")] = 1,
     out: Out = None,
@@ -163,7 +171,7 @@ def evaluate(
     no_think: NoThink = False,
     both: Annotated[bool, typer.Option("--both", help="Thinking and at once, compared.")] = False,
     split: Annotated[str, typer.Option(help="test or validation.")] = "test",
-    size: Annotated[list[str] | None, typer.Option(help="Of the problems, e.g. terms=[5,6].")] = None,
+    size: Size = None,
     device: Device = "auto",
     as_json: Json = False,
     quiet: Quiet = False,
@@ -176,6 +184,8 @@ def evaluate(
 
     found = locate(model)
     tasks = [name.strip() for given in task for name in given.split(",") if name.strip()]
+    if not tasks:
+        raise UserError("--task names no task; `mull tasks` lists them.")
     plan = recipe.examination(
         found, tasks, apply_overrides({}, size or []), seed=seed, device=device,
         n=n, samples=samples, max_tokens=max_tokens, split=split,
@@ -202,7 +212,7 @@ def chat(
     ] = None,
     device: Device = "auto",
 ) -> None:
-    """Talk with a model: its thinking is dim, then the answer, then what it cost."""
+    """Talk with a model: dim thinking, the answer, what it cost."""
     from contextlib import suppress
 
     from mull import dist
@@ -269,7 +279,7 @@ def report(run: Annotated[str, typer.Argument(metavar="RUN", help="A run's direc
 def tasks(
     name: Annotated[str | None, typer.Argument(help="Show examples of this task.")] = None,
     n: Annotated[int, typer.Option("--n", help="How many.")] = 3,
-    size: Annotated[list[str] | None, typer.Option(help="Of the problems, e.g. terms=[5,6].")] = None,
+    size: Size = None,
     as_json: Json = False,
 ) -> None:
     """List the tasks, or show problems of one with their answers."""

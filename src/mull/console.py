@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mull.ledger import money
+from mull.locate import judged
 from mull.report.words import clock, count, energy, flops, interval, percent
 from mull.tasks import TAUGHT
 from mull.types import Message, Problem
@@ -69,7 +70,7 @@ def print_run(folder: Path, report: Row) -> None:
             out.print(_by_task(by_task), "")
     out.print(_bill(report), "")
     out.print(Text(f"Report: {folder / 'report.html'}"), soft_wrap=True)
-    if report["model"]:
+    if report["model"] and not judged(folder):
         out.print(Text(f"Talk with it: {command('chat', str(folder))}"), soft_wrap=True)
         if report["evals"]:
             question = command("ask", str(folder), _question(report["evals"][0]))

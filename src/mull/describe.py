@@ -23,7 +23,9 @@ def describe(given: str | PathLike[str]) -> dict[str, Any]:
     report = str(path / "report.html") if (path / "report.html").exists() else None
     if others := judged(path):
         found = summarise(path)
-        return {
+        (folder, *more) = map(Path, others.values())
+        sizes = _model(folder) if not more and folder.is_dir() else {}
+        return sizes | {
             "kind": "evaluation", "path": str(path), "about": found["about"], "judged": others,
             "stages": found["stages"], "overall": found["overall"], "total": found["total"], "report": report,
         }  # fmt: skip

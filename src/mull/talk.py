@@ -15,6 +15,7 @@ from rich.text import Text
 from mull.api import Model, Options
 from mull.console import error_console, print_json
 from mull.ledger import money
+from mull.report.words import flops
 from mull.types import Completion, Delta, Message, UserError
 
 HELP = """\
@@ -35,10 +36,12 @@ def ask(model: Model, prompt: str, options: Options, as_json: bool) -> None:
 
 
 def as_plain(model: Model, completion: Completion) -> dict[str, object]:
+    bill = model.price(completion)
     return {
         "text": completion.text, "reasoning": completion.reasoning, "finish": completion.finish,
         "tokens": len(completion.tokens), "prompt_tokens": completion.prompt_tokens,
-        "seconds": round(completion.seconds, 6), "usd": model.price(completion).usd,
+        "seconds": round(completion.seconds, 6), "flops": bill.flops, "kwh": bill.kwh,
+        "usd": bill.usd,
     }  # fmt: skip
 
 
@@ -76,7 +79,8 @@ def tally(model: Model, completion: Completion, console: Console) -> None:
     """Tokens, seconds, cost; and why it ended, where that was not by itself."""
     tokens, seconds = len(completion.tokens), completion.seconds
     parts = [f"{tokens} tokens", f"{seconds:.2f} s", f"{tokens / max(seconds, 1e-9):,.0f} tok/s"]
-    parts.append(money(model.price(completion).usd))
+    bill = model.price(completion)
+    parts += [flops(bill.flops), money(bill.usd)]
     if completion.finish == "length":
         thinking = "" if completion.text else ", still thinking"
         parts.append(f"cut off{thinking}: --max-tokens or the model's length ({model.config.max_length}) is reached")
