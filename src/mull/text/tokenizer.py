@@ -1,8 +1,8 @@
 """Byte-level BPE, trained here or read from a model directory; a thin skin over the `tokenizers` library.
 
 Text is split before merging exactly as Qwen2's published tokenizer splits it (single digits, words with their leading
-space), so that llama.cpp knows the pre-tokenizer by name and arithmetic is done on digits. Special tokens come first:
-ids 0 to 4 whatever the vocabulary's size.
+space; llama.cpp knows this as qwen2), so that arithmetic is done on digits. Special tokens come first: ids 0 to 4
+whatever the vocabulary's size.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Tokenizer:
             raise UserError(f"{path} cannot be read: {error}.") from None
 
     def save(self, folder: Path) -> None:
-        """tokenizer.json and tokenizer_config.json, as AutoTokenizer and llama.cpp's converter read them."""
+        """tokenizer.json and tokenizer_config.json, as AutoTokenizer reads them."""
         folder.mkdir(parents=True, exist_ok=True)
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
