@@ -271,7 +271,7 @@ def test_a_bug_shows_its_traceback(tiny: Path, tmp_path: Path):
 
 def test_ask_prints_the_answer_alone_on_stdout(mull: Mull, done: Path):
     plain = json.loads(mull("ask", done, QUESTION, "--json").out)
-    assert set(plain) == {"text", "reasoning", "finish", "tokens", "prompt_tokens", "seconds", "usd"}
+    assert set(plain) == {"text", "reasoning", "finish", "tokens", "prompt_tokens", "seconds", "flops", "kwh", "usd"}
     said = mull("ask", done, QUESTION)
     assert said.code == 0
     assert said.out.strip() == plain["text"]
@@ -399,7 +399,7 @@ def test_eval_with_several_samples_draws_at_temperature_one(mull: Mull, done: Pa
     [
         (["--task", ""], "--task names no task; `mull tasks` lists them."),
         (["--task", "gdc"], "There is no task \"gdc\". Did you mean 'gcd'?"),
-        (["--task", ","], "mull eval: stage.eval.exams"),
+        (["--task", ","], "--task names no task"),
         (["--task", "gcd", "--n", "-1"], "mull eval: stage.eval.n: input should be greater than 0, not -1."),
         (["--task", "gcd", "--samples", "0"], "input should be greater than 0, not 0."),
         (["--task", "gcd", "--samples", "2", "--temperature", "0"], "2 samples at temperature 0"),
@@ -468,3 +468,14 @@ def test_the_price_of_an_answer_is_the_runs(mull: Mull, done: Path, tmp_path: Pa
     (run / "config.json").write_text(json.dumps(opened))
     found = json.loads(mull("ask", run, "x", "--max-tokens", 2, "--json").out)
     assert found["usd"] == pytest.approx(found["seconds"], abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["file/x", "n" * 300])
+def test_an_out_that_cannot_be_a_directory_is_one_line(refused: Refused, brief: Path, tmp_path: Path, name: str):
+    (tmp_path / "file").touch()
+    line = refused("run", brief, "--out", tmp_path / name)
+    assert line.endswith((": Not a directory.", ": File name too long."))
+
+
+def test_the_verbs_are_not_cut(mull: Mull):
+    assert "..." not in mull("--help").out.partition("Commands:")[2]

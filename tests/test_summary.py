@@ -318,3 +318,13 @@ def test_the_largest_memory_of_all_sessions_is_kept(tmp_path):
     again.note_peak()
     again.close()
     assert summary.summarise(tmp_path / "run")["total"]["peak_rss_bytes"] == 1 << 50
+
+
+def test_flops_and_energy_are_told_per_answer_where_they_are_known():
+    facts = {"label": "held-out", "split": "test", "seconds": 1.0, "usd": 0.1, "file": "x.jsonl"}
+    row = summary.evaluate_row([], flops=8.0, kwh=2.0, **facts)
+    assert (row["flops"], row["flops_per_answer"], row["kwh_per_solved"]) == (8.0, None, None)
+    problems = {("gcd", "", i): [summary.Answer("solved" if i else "wrong", "1", 3)] for i in range(4)}
+    row = summary.figures(problems, 2.0, 0.1, 8.0, 6.0)
+    assert (row["seconds_per_answer"], row["flops_per_answer"], row["kwh_per_solved"]) == (0.5, 2.0, 2.0)
+    assert summary.figures(problems, 2.0, 0.1)["flops_per_answer"] is None
