@@ -179,7 +179,7 @@ def test_a_wrong_size_is_told(size, says):
 
 def test_a_missing_package_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)  # as an import that fails
-    with pytest.raises(UserError, match=r"pip install 'mull\[tasks\]'"):
+    with pytest.raises(UserError, match="pip install 'reasoning-gym"):
         Puzzle("lcm", Gym()).problems("train", 1)
 
 

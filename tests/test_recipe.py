@@ -325,7 +325,7 @@ def test_an_evaluation_is_no_run_with_a_model(mull: Callable[..., Any], refused:
     found = json.loads(mull("info", tmp_path / "e", "--json").out)
     assert (found["kind"], found["judged"]) == ("evaluation", {"taught": str(done / "models" / "taught")})
     report = json.loads((tmp_path / "e" / "report.json").read_text())
-    assert report["model"] is None
+    assert report["model"]["name"] == "taught"  # the one it judged
     assert [model["name"] for model in report["models"]] == ["taught"]
     assert found["overall"] == report["overall"]
     shown = mull("info", tmp_path / "e")
