@@ -104,8 +104,9 @@ def test_an_interrupted_run_continues_to_the_same_bits(tiny: Path, done: Path, t
     folder = tmp_path / "run"
     words = ["run", str(tiny), "--out", str(folder)]
     running = subprocess.Popen(
-        [sys.executable, "-m", "mull.cli", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+        [sys.executable, "-m", "mull.cli", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background inherits "ignore"
+    )  # fmt: skip
     metrics = folder / "metrics.jsonl"
     until = time.monotonic() + 120
     while time.monotonic() < until and not (metrics.exists() and '"taught", "step": 25' in metrics.read_text()):
