@@ -34,6 +34,7 @@ from mull.config import fingerprint
 from mull.ledger import Ledger, Rates, money, peak_rss_bytes
 from mull.types import Rollout, UserError, sync
 
+RESTORE = "; restore it or give another --out"
 PLAIN_EVERY = 5.0  # seconds between lines where there is no terminal
 MACHINE = "(machine)"  # in state.json, beside the stages; no stage can be named so
 
@@ -66,7 +67,7 @@ class Run:
         if path.exists() and not path.is_dir():
             raise UserError(f"{path} is a file; give a directory for the run.")
         if known.exists():
-            _same(path, _read_json(known).get("config", {}), plain)
+            _same(path, read_json(known, RESTORE).get("config", {}), plain)
         elif path.exists() and any(p.name != "run.lock" for p in path.iterdir()):
             raise UserError(f"{path} is not empty and holds no run; give a new or empty directory.")
         path.mkdir(parents=True, exist_ok=True)
@@ -132,7 +133,7 @@ class Run:
 
     def _read_state(self) -> dict[str, Any]:
         path = self.path / "state.json"
-        return _read_json(path) if path.exists() else {}
+        return read_json(path, RESTORE) if path.exists() else {}
 
     # metrics
 
@@ -300,13 +301,14 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     return {k: v for key, item in pairs for k, v in _flat(item, f"{prefix}.{key}" if prefix else str(key)).items()}
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, advice: str = "") -> dict[str, Any]:
+    """The object in a JSON file. Raises UserError, ending in `advice`, where there is none."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); restore it or give another --out.") from None
+        raise UserError(f"{path} cannot be read ({error}){advice}.") from None
     if not isinstance(found, dict):
-        raise UserError(f"{path} holds no JSON object; restore it or give another --out.")
+        raise UserError(f"{path} holds no JSON object{advice}.")
     return found
 
 
@@ -351,4 +353,4 @@ def _mend(path: Path) -> None:
         os.truncate(path, raw.rfind(b"\n") + 1)
 
 
-__all__ = ["MACHINE", "Progress", "Run", "write_atomic"]
+__all__ = ["MACHINE", "Progress", "Run", "read_json", "write_atomic"]

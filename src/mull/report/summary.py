@@ -24,7 +24,7 @@ from mull.model.config import ModelConfig
 from mull.model.families import read_config
 from mull.model.flops import parameters
 from mull.report import stats
-from mull.run import MACHINE, Run
+from mull.run import MACHINE, Run, read_json
 from mull.types import OUTCOMES, Rollout, UserError, read_rollouts
 
 SHOWN = 6  # rollouts of an exam kept whole, to show: so many right and so many not
@@ -155,7 +155,7 @@ def exam(rollouts: Sequence[Rollout], facts: Mapping[str, Any]) -> Exam:
 
 def _facts(path: Path) -> Row:
     needed = {"label", "split", "seconds", "usd", "file"}
-    facts = _json(path)
+    facts = read_json(path)
     if missing := needed - facts.keys():
         raise UserError(f"{path} does not say {', '.join(sorted(missing))}; restore it, or delete it to leave it out.")
     return facts
@@ -205,7 +205,7 @@ def summarise(folder: Path, exams: Sequence[Exam] | None = None) -> Row:
     if not (folder / "config.json").exists() and not (folder / "rollouts").is_dir():
         raise UserError(f"{folder} holds no run: there is neither config.json nor rollouts/ in it.")
     exams = read_exams(folder) if exams is None else exams
-    config = _json(folder / "config.json").get("config", {}) if (folder / "config.json").exists() else {}
+    config = read_json(folder / "config.json").get("config", {}) if (folder / "config.json").exists() else {}
     rates = build(Rates, config.get("rates") or {}, "config.json")
     run = Run(folder, rates, quiet=True)
     machine = run.facts(MACHINE)
@@ -256,7 +256,7 @@ def _result(folder: Path, made: Sequence[Row]) -> str:
     """The model that a run was for. An evaluation makes none: those it judges are not its own."""
     named = folder / "models" / "result.json"
     if named.exists():
-        return str(_json(named).get("model", ""))
+        return str(read_json(named).get("model", ""))
     return made[-1]["name"] if made else ""
 
 
@@ -312,16 +312,6 @@ def _comparison(kind: str, why: str, label: str, task: str, a: Key, b: Key, resu
         "better": result.better, "worse": result.worse, "p": result.p, "verdict": verdict,
         "problems_needed": stats.problems_needed(result) if result.p >= 0.05 else None,
     }  # fmt: skip
-
-
-def _json(path: Path) -> Row:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}).") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path} holds no JSON object.")
-    return found
 
 
 __all__ = [
