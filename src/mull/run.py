@@ -7,6 +7,7 @@
     rollouts/       graded answers, one file per set
     models/NAME/    finished models, Hugging Face layout; result.json names the one to talk to
     stages/NAME/    training checkpoints
+    tokens/NAME/    answers under way, where the recipe is exact (engine/tokenlog.py); gone when the stage is done
     tensorboard/    the metrics again, where the package is installed
     report.html, report.json
 
@@ -38,6 +39,13 @@ RESTORE = "; restore it or give another --out"
 PLAIN_EVERY = 5.0  # seconds between lines where there is no terminal
 MACHINE = "(machine)"  # in state.json, beside the stages; no stage can be named so
 
+# Fields of metrics, rollouts and reports that tell of clocks and of the bill. All others are the same, to the last bit,
+# in a run that was killed and continued as in one that was not.
+CLOCKS = frozenset({
+    "time", "seconds", "tokens_per_s", "seconds_per_answer", "usd", "usd_per_solved", "usd_per_solved_ci95", "kwh",
+    "kwh_per_solved", MACHINE, "peak_rss_bytes", "stages", "total",
+})  # fmt: skip
+
 
 def write_atomic(path: Path, text: str) -> None:
     """The old content or the new, whatever happens: written beside, synced and renamed."""
@@ -57,22 +65,22 @@ class Run:
         self._state = self._read_state()
         self._board: _Board | None = None
         self._lock: Any = None
+        self._unsynced: set[Path] = set()
         self._stages: list[str] = []
 
     @classmethod
     def open(cls, path: Path, config: Mapping[str, Any], *, rates: Rates | None = None, quiet: bool = False) -> Run:
         """Create or continue the run in `path`. Raises UserError, with nothing changed, where it must not."""
         plain = json.loads(json.dumps(config, default=str))
-        known = path / "config.json"
-        if path.exists() and not path.is_dir():
-            raise UserError(f"{path} is a file; give a directory for the run.")
-        if known.exists():
-            _same(path, read_json(known, RESTORE).get("config", {}), plain)
-        elif path.exists() and any(p.name != "run.lock" for p in path.iterdir()):
-            raise UserError(f"{path} is not empty and holds no run; give a new or empty directory.")
+        _admit(path, plain)
         path.mkdir(parents=True, exist_ok=True)
         lock = _lock(path)
-        if not known.exists():
+        try:
+            _admit(path, plain)  # again: another process may have begun a run here meanwhile
+        except UserError:
+            lock.close()
+            raise
+        if not (known := path / "config.json").exists():
             write_atomic(known, json.dumps({"fingerprint": fingerprint(plain), "config": plain}, indent=1))
         for name in ("metrics.jsonl", "ledger.jsonl"):
             _mend(path / name)
@@ -104,6 +112,9 @@ class Run:
     def rollouts_path(self, name: str) -> Path:
         return self.path / "rollouts" / f"{name}.jsonl"
 
+    def tokens_dir(self, stage: str) -> Path:
+        return self.path / "tokens" / stage
+
     def stage_dir(self, name: str) -> Path:
         return self.path / "stages" / name
 
@@ -113,6 +124,7 @@ class Run:
         return bool(self._state.get(stage, {}).get("done"))
 
     def finish(self, stage: str, **facts: Any) -> None:
+        self.sync()
         self.note(stage, done=True, **facts)
 
     def note(self, stage: str, **facts: Any) -> None:
@@ -141,8 +153,7 @@ class Run:
         line = {"stage": stage, "step": step, "time": round(time.time(), 3)} | {
             k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in metrics.items()
         }
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        self._append("metrics.jsonl", json.dumps(line) + "\n")
         self._tensorboard(stage, step, metrics)
 
     def metrics(self, stage: str | None = None) -> list[dict[str, Any]]:
@@ -155,16 +166,26 @@ class Run:
     def append_rollouts(self, name: str, step: int, rollouts: Sequence[Rollout]) -> None:
         """Add a step's answers to a growing file. Each says in its `version` which step it is of."""
         assert all(r.completion.version == step for r in rollouts)
-        path = self.rollouts_path(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.writelines(r.to_json() + "\n" for r in rollouts)
+        self._append(f"rollouts/{name}.jsonl", "".join(r.to_json() + "\n" for r in rollouts))
 
     def rewind_rollouts(self, name: str, steps: int) -> None:
         """Cut the growing file back to what it held after its first `steps` steps."""
         path = self.rollouts_path(name)
         if path.exists():
             os.truncate(path, _length_until(path, steps))
+
+    def _append(self, name: str, text: str) -> None:
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text)
+        self._unsynced.add(path)
+
+    def sync(self) -> None:
+        """What was logged, onto the disk. A checkpoint counts on the lines before it; else a power cut takes them."""
+        for path in self._unsynced:
+            sync(path)
+        self._unsynced.clear()
 
     def _tensorboard(self, stage: str, step: int, metrics: Mapping[str, Any]) -> None:
         if self._board is None:
@@ -279,6 +300,18 @@ def _lock(path: Path) -> Any:
     file.write(f"process {os.getpid()}")
     file.flush()
     return file
+
+
+def _admit(path: Path, config: Mapping[str, Any]) -> None:
+    """Raises UserError where `path` can hold no run of this configuration."""
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file; give a directory for the run.")
+    if (known := path / "config.json").exists():
+        _same(path, read_json(known, RESTORE).get("config", {}), config)
+        return
+    begun = {"run.lock", "config.json.part", "config.json"}  # no more than that is there where a kill came at once
+    if path.exists() and any(p.name not in begun for p in path.iterdir()):
+        raise UserError(f"{path} is not empty and holds no run; give a new or empty directory.")
 
 
 def _same(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

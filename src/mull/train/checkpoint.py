@@ -48,8 +48,7 @@ def save(
     except (OSError, SafetensorError) as error:  # safetensors has an exception of its own for a full disk
         shutil.rmtree(part, ignore_errors=True)
         raise error if isinstance(error, OSError) else OSError(str(error)) from None
-    for old in _all(folder)[:-KEEP]:
-        shutil.rmtree(old, ignore_errors=True)
+    _tidy(folder)
     return final
 
 
@@ -70,8 +69,21 @@ def restore(
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
         model.load_state_dict(load_file(path / "model.safetensors"))
         _unflatten(model, optimisers, load_file(path / "optim.safetensors"), state["scalars"])
+        _tidy(folder)
         return int(state["step"]), dict(state["extra"])
+    _tidy(folder)
     return None
+
+
+def oldest(folder: Path) -> int:
+    """The step of the oldest checkpoint kept, sound or not; 0 where there is none."""
+    return min((int(path.name.removeprefix("step-")) for path in _all(folder)), default=0)
+
+
+def _tidy(folder: Path) -> None:
+    """Delete all but the newest KEEP, and what a kill left half written or half deleted."""
+    for path in [*_all(folder)[:-KEEP], *folder.glob(".part-*")]:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _all(folder: Path) -> list[Path]:
