@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mull.dist import device, precision, settle
+from mull.dist import device, precision, row_floor, settle
 from mull.types import UserError
 
 
@@ -54,3 +54,13 @@ def test_settling_twice_changes_no_result() -> None:
     settle()
     settle()
     assert torch.equal(x @ x, before)
+
+
+@pytest.mark.parametrize(("threads", "rows"), [(1, 16), (2, 16), (4, 32)])
+def test_more_threads_need_more_rows(threads: int, rows: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert row_floor() == rows
+    finally:
+        torch.set_num_threads(before)

@@ -45,6 +45,16 @@ def exact(where: torch.device) -> AbstractContextManager[object]:
     return torch.autocast(where.type, enabled=False)
 
 
+def row_floor() -> int:
+    """Rows from which on each row of a CPU matrix product has the same bits whatever the number of rows.
+
+    The kernels for fewer divide the work otherwise. Measured (torch 2.13, MKL on AVX2): from 4 rows on with one thread,
+    from 12 on with two. With four threads the width summed over must be a multiple of 4, as those of all presets are.
+    `tests/test_invariance.py` holds that this is enough.
+    """
+    return max(16, 8 * torch.get_num_threads())
+
+
 def settle() -> None:
     """Make glibc keep large freed blocks. It otherwise returns them to the kernel after every step and takes
     100,000 page faults to get them back: 14-23 % of a small model's training step on a CPU."""

@@ -8,11 +8,11 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mull.model.config import ModelConfig, Yarn
 from mull.ops.norm import rms_norm
+from mull.ops.swiglu import swiglu
 
 
 class RMSNorm(nn.Module):
@@ -36,8 +36,7 @@ class SwiGLU(nn.Module):
         self.down = nn.Linear(ffn, width, bias=False)
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        gate_TF, up_TF = self.gate_up(x_TD).chunk(2, dim=-1)
-        return self.down(F.silu(gate_TF) * up_TF)
+        return self.down(swiglu(self.gate_up(x_TD)))
 
 
 def rotary_frequencies(cfg: ModelConfig) -> Tensor:
@@ -97,7 +96,8 @@ class Rotary(nn.Module):
 def rotate(x_THR: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
     """Turn each pair by its angle. Pairs are neighbours (DeepSeek) or half the width apart (Llama, Qwen); they stay so.
 
-    Neighbours are one complex number: on a CPU a single product instead of six strided ones.
+    Neighbours are one complex number: on a CPU one product instead of six strided ones. Only in whole vectors: what
+    is left over is computed in scalar form, which rounds differently.
     """
     if not interleaved:
         first, second = x_THR.chunk(2, dim=-1)
@@ -110,5 +110,6 @@ def rotate(x_THR: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor
 
 
 def _complex(pairs: Tensor) -> bool:
-    """Whether memory holds whole pairs, as a slice that begins at an odd place does not."""
-    return pairs.storage_offset() % 2 == 0 and all(stride % 2 == 0 for stride in pairs.stride()[:-1])
+    """Whether memory holds whole pairs, as a slice that begins at an odd place does not, and whole vectors of eight."""
+    whole = pairs.storage_offset() % 2 == 0 and all(stride % 2 == 0 for stride in pairs.stride()[:-1])
+    return whole and pairs.shape[-2] % 8 == 0

@@ -10,17 +10,19 @@ T tokens  D width  E experts  K chosen experts  G groups  F expert width
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mull.dist import exact
+from mull.dist import exact, row_floor
 from mull.model.config import ModelConfig
 from mull.model.layers import SwiGLU
 from mull.ops.attention import Documents
 from mull.ops.experts import routed
+from mull.ops.swiglu import sigmoid
 
 
 @dataclass
@@ -30,6 +32,17 @@ class Trace:
     load: list[Tensor] = field(default_factory=list)  # [E] tokens per expert
     balance: list[Tensor] = field(default_factory=list)  # scalar sequence-wise balance loss, unweighted
     chosen: list[Tensor] = field(default_factory=list)  # [T, K] expert ids
+
+
+def fingerprints(chosen: Sequence[Tensor], experts: int) -> Tensor:
+    """One integer per token for the experts it was sent to in all layers: [T] int64 from a Trace's `chosen`.
+
+    A token's experts within a layer are a set: their order does not count. Different routes share a number with a
+    chance of about 2^-62.
+    """
+    generator = torch.Generator().manual_seed(0)
+    table_LE = torch.randint(-(2**62), 2**62, (len(chosen), experts), generator=generator).to(chosen[0].device)
+    return torch.stack([code_E[one_TK].sum(dim=1) for code_E, one_TK in zip(table_LE, chosen, strict=True)]).sum(dim=0)
 
 
 class Router(nn.Module):
@@ -45,7 +58,7 @@ class Router(nn.Module):
         """(chosen experts [T, K], their weights [T, K], all scores [T, E]); fp32 throughout, under autocast too."""
         cfg = self.cfg
         with exact(x_TD.device):
-            score_TE = F.linear(x_TD.float(), self.weight.float()).sigmoid()
+            score_TE = sigmoid(F.linear(x_TD.float(), self.weight.float()))
         choice_TE = score_TE.detach() + self.bias
         if cfg.active_groups < cfg.groups:
             choice_TGe = choice_TE.unflatten(1, (cfg.groups, -1))
@@ -75,8 +88,12 @@ def sequence_balance(score_TE: Tensor, expert_TK: Tensor, documents: Documents) 
 
 
 class MoE(nn.Module):
+    """Routed experts and shared ones. With `exact` set, a token's result has the same bits in any batch of enough rows
+    (`mull.dist.row_floor`), however few tokens its experts have."""
+
     def __init__(self, cfg: ModelConfig):
         super().__init__()
+        self.exact = False
         self.router = Router(cfg)
         self.gate_up = nn.Parameter(torch.empty(cfg.experts, 2 * cfg.expert_ffn, cfg.width))
         self.down = nn.Parameter(torch.empty(cfg.experts, cfg.width, cfg.expert_ffn))
@@ -84,7 +101,8 @@ class MoE(nn.Module):
 
     def forward(self, x_TD: Tensor, documents: Documents | None = None, trace: Trace | None = None) -> Tensor:
         expert_TK, weight_TK, score_TE = self.router(x_TD)
-        y_TD = routed(x_TD, expert_TK, weight_TK, self.gate_up, self.down)
+        floor = row_floor() if self.exact else 0
+        y_TD = routed(x_TD, expert_TK, weight_TK, self.gate_up, self.down, floor)
         if trace is not None:
             trace.load.append(torch.bincount(expert_TK.flatten(), minlength=score_TE.shape[1]))
             trace.chosen.append(expert_TK)
