@@ -18,7 +18,7 @@ import numpy as np
 from mull.data.batch import Example
 from mull.data.sources import Source, seed_of
 from mull.text.tokenizer import Tokenizer
-from mull.types import UserError
+from mull.types import UserError, sync
 
 SEPARATOR = "<|endoftext|>"
 
@@ -68,6 +68,7 @@ def write_shard(stem: Path, texts: Iterator[str], tokenizer: Tokenizer, length: 
     for name, array in (("tokens", np.array(tokens, np.uint32)), ("ends", np.array(ends, np.int64))):
         part = stem.with_suffix(f".{name}.part.npy")
         np.save(part, array, allow_pickle=False)
+        sync(part)
         part.replace(stem.with_suffix(f".{name}.npy"))
 
 

@@ -9,6 +9,7 @@ Two ways, one student:
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from typing import Literal
 
@@ -79,7 +80,13 @@ def main(cfg: DistillConfig, ctx: Context) -> None:
                 return drawn
             return [scored(batch, teacher, entry) for batch in drawn]
 
-        trainer.fit(run, stage, batches, entry, extra=stream.state)
+        if trainer.step < cfg.steps:
+            run.rewind(stage + OWN, 0)  # what came after these steps comes after them again
+            shutil.rmtree(run.stage_dir(stage + OWN), ignore_errors=True)
+            trainer.fit(run, stage, batches, entry, extra=stream.state)
+            if cfg.on_policy_steps and cfg.train.checkpoint_every:  # so that they are never done again after those
+                run.sync()
+                trainer.save(run.stage_dir(stage), stream.state())
         if cfg.on_policy_steps:
             _on_policy(cfg, ctx, teacher, student, chat, entry)
         ctx.save(stage, student, chat)

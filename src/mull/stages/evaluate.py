@@ -19,6 +19,7 @@ from mull.engine.engine import LocalEngine
 from mull.engine.rollout import rollouts, spent
 from mull.ledger import Entry
 from mull.report.summary import evaluate_row
+from mull.run import write_atomic
 from mull.stages.stage import Context, StageConfig
 from mull.tasks import find
 from mull.text.chat import Chat
@@ -133,7 +134,7 @@ def _sit(
         "flops": flops, "kwh": (entry.meter.joules() - joules) / 3.6e6, "file": path.name,
         "stage": cfg.name, "size": exam.size, "temperature": cfg.temperature, "max_tokens": cfg.max_tokens,
     }  # fmt: skip
-    path.with_suffix(".json").parent.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".json").write_text(json.dumps(facts), encoding="utf-8")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path.with_suffix(".json"), json.dumps(facts))
     write_rollouts(path, answers)  # last: its presence says that the set is whole
     return evaluate_row(answers, **facts)

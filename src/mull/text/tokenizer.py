@@ -14,7 +14,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
-from mull.types import UserError
+from mull.types import UserError, sync
 
 END_OF_TEXT, IM_START, IM_END, THINK, END_THINK = SPECIALS = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>",
@@ -75,7 +75,7 @@ class Tokenizer:
             raise UserError(f"{path} cannot be read: {error}.") from None
 
     def save(self, folder: Path) -> None:
-        """tokenizer.json and tokenizer_config.json, as AutoTokenizer reads them."""
+        """tokenizer.json and tokenizer_config.json, as AutoTokenizer reads them; the first is written last."""
         folder.mkdir(parents=True, exist_ok=True)
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -87,11 +87,12 @@ class Tokenizer:
             "model_max_length": 1_000_000_000,
         }
         for name, text in (
-            ("tokenizer.json", self.inner.to_str(pretty=False)),
             ("tokenizer_config.json", json.dumps(config, indent=1)),
+            ("tokenizer.json", self.inner.to_str(pretty=False)),
         ):
             part = folder / f"{name}.part"
             part.write_text(text, encoding="utf-8")
+            sync(part)
             part.replace(folder / name)
 
     def encode(self, text: str, special: bool = False) -> list[int]:
