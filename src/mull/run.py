@@ -43,7 +43,7 @@ MACHINE = "(machine)"  # in state.json, beside the stages; no stage can be named
 # in a run that was killed and continued as in one that was not.
 CLOCKS = frozenset({
     "time", "seconds", "tokens_per_s", "seconds_per_answer", "usd", "usd_per_solved", "usd_per_solved_ci95", "kwh",
-    "kwh_per_solved", MACHINE, "peak_rss_bytes", "stages", "total",
+    "kwh_per_solved", "peak_rss_bytes", "stages", "total",
 })  # fmt: skip
 
 
