@@ -82,6 +82,7 @@ class Completion:
     prompt_tokens: int = 0
     version: int = 0  # of the weights that drew it
     seconds: float = 0.0  # from submission to the last token
+    routes: tuple[int, ...] = ()  # per token, the experts its logits came through (a fingerprint); not kept on disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,9 @@ class Rollout:
     prompt: tuple[int, ...] = ()  # the prompt's token ids, as the engine saw them
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), ensure_ascii=False, separators=(",", ":"))
+        raw = asdict(self)
+        del raw["completion"]["routes"]
+        return json.dumps(raw, ensure_ascii=False, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, line: str) -> Rollout:

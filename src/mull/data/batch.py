@@ -21,13 +21,14 @@ from mull.ops.attention import Documents
 class Example:
     """Token ids and, per token, whether it is to be learnt; the first token is never predicted.
 
-    RL adds, per token, the sampler's log-probability (0 where the mask is 0), and one advantage for the whole.
+    RL adds, per token, the sampler's log-probability and route (0 where the mask is 0), and an advantage for the whole.
     """
 
     tokens: Sequence[int]
     mask: Sequence[int]
     logprobs: Sequence[float] | None = None
     advantage: float = 0.0
+    routes: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         assert len(self.tokens) == len(self.mask)
@@ -43,6 +44,7 @@ class Batch:
     target_N: Tensor  # those next tokens
     example_N: Tensor  # which example each belongs to
     logprob_N: Tensor | None = None  # the sampler's, fp32
+    route_N: Tensor | None = None  # the experts that the sampler's forward pass met (model.moe.fingerprints), int64
     advantage_N: Tensor | None = None
     teacher_NV: Tensor | None = None  # a teacher's log-probabilities over the vocabulary
     extra: dict[str, float] = field(default_factory=dict)  # metrics of whoever made the batch
@@ -77,6 +79,8 @@ def collate(examples: Sequence[Example], device: torch.device | str = "cpu") -> 
         batch.logprob_N = torch.tensor(flat, dtype=torch.float32, device=device)[target_at]
         advantage = torch.tensor([e.advantage for e in examples], dtype=torch.float32, device=device)
         batch.advantage_N = advantage[batch.example_N]
+    if examples[0].routes is not None:
+        batch.route_N = torch.tensor([r for e in examples for r in (e.routes or ())], device=device)[target_at]
     return batch
 
 

@@ -159,8 +159,10 @@ def answers(rollouts: Sequence[Rollout], seed: int) -> Source:
 
 def from_rollout(rollout: Rollout) -> Example:
     """Token ids are trained on as they were drawn, never re-tokenised."""
-    prompt, answer = rollout.prompt, rollout.completion.tokens
+    prompt, answer = rollout.prompt, rollout.completion
+    before = [0] * len(prompt)
     return Example(
-        [*prompt, *answer], [0] * len(prompt) + [1] * len(answer),
-        logprobs=[0.0] * len(prompt) + list(rollout.completion.logprobs), advantage=rollout.advantage,
+        [*prompt, *answer.tokens], [*before, *[1] * len(answer.tokens)],
+        logprobs=[*before, *answer.logprobs], advantage=rollout.advantage,
+        routes=[*before, *answer.routes] if answer.routes else None,
     )  # fmt: skip

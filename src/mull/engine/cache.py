@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from mull.model.config import ModelConfig
+from mull.ops.exact import KEYS
 
-BLOCK = 32  # capacities and windows are multiples of this
+BLOCK = KEYS  # capacities and windows are multiples of this
 
 
 def rounded(length: int) -> int:

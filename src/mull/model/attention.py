@@ -4,7 +4,7 @@ MLA (arXiv 2405.04434, 2.1) keeps one latent vector and one rotary key per token
 It has two forms of the same mathematics. *Naive*: expand the latent into keys and values, then attend; best for whole
 documents. *Absorbed*: fold the expansion into the query and the output, and attend over the latents themselves, so
 a decoding step reads kv_rank + rope_dim numbers per cached token. Training uses the first, the engine the second;
-`tests/test_attention.py` holds their difference.
+`tests/test_attention.py` holds their difference. In exact mode both use the second, over the kernels of ops/exact.py.
 
 T new tokens  B cached rows  t new tokens per row (T = B t)  S cached positions  D width  H heads  h key heads
 N non-rotary width  R rotary width  V value width  C kv_rank
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from mull.model.config import ModelConfig
 from mull.model.layers import RMSNorm, rotate, softmax_scale
 from mull.ops.attention import Documents, attend, attend_window
+from mull.ops.exact import attend_exact, attend_window_exact
 
 
 class Window(Protocol):
@@ -42,6 +43,17 @@ class Where:
     sin: Tensor
     documents: Documents | None = None
     window: Window | None = None
+    exact: bool = False  # the same bits for a token, however it is batched
+
+    def attend(self, q_THK: Tensor, k_ThK: Tensor, v_ThV: Tensor, scale: float) -> Tensor:
+        """Packed documents attend to themselves: [T, H, V]."""
+        assert self.documents is not None
+        return (attend_exact if self.exact else attend)(q_THK, k_ThK, v_ThV, self.documents, scale)
+
+    def attend_window(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        """New tokens [B, H, t, K] attend to cached ones [B, h, S, .]: [B, H, t, V]."""
+        assert self.window is not None
+        return (attend_window_exact if self.exact else attend_window)(q, k, v, self.window.visible, scale)
 
 
 class GQA(nn.Module):
@@ -62,12 +74,11 @@ class GQA(nn.Module):
         k_ThK = rotate(self.k(x_TD).unflatten(1, (cfg.kv_heads, -1)), where.cos, where.sin, cfg.rope_interleaved)
         v_ThV = self.v(x_TD).unflatten(1, (cfg.kv_heads, -1))
         if where.window is None:
-            assert where.documents is not None
-            return self.o(attend(q_THK, k_ThK, v_ThV, where.documents, self.scale).flatten(1))
+            return self.o(where.attend(q_THK, k_ThK, v_ThV, self.scale).flatten(1))
         rows = where.window.rows
         q, k, v = (x.unflatten(0, (rows, -1)) for x in (q_THK, k_ThK, v_ThV))
         k, v = where.window.extend(layer, k, v)
-        out = attend_window(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), where.window.visible, self.scale)
+        out = where.attend_window(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), self.scale)
         return self.o(out.transpose(1, 2).flatten(2).flatten(0, 1))
 
 
@@ -96,30 +107,37 @@ class MLA(nn.Module):
         latent_TC, k_TR = self.kv_a(x_TD).split((cfg.kv_rank, cfg.rope_dim), dim=-1)
         latent_TC = self.kv_norm(latent_TC)
         k_T1R = rotate(k_TR[:, None], where.cos, where.sin, cfg.rope_interleaved)
-        if where.window is None:
-            assert where.documents is not None
-            return self._naive(q_THN, q_THR, latent_TC, k_T1R, where.documents)
-        return self._absorbed(q_THN, q_THR, torch.cat((latent_TC, k_T1R[:, 0]), dim=-1), where.window, layer)
+        if where.window is None and not where.exact:
+            return self._naive(q_THN, q_THR, latent_TC, k_T1R, where)
+        return self._absorbed(q_THN, q_THR, torch.cat((latent_TC, k_T1R[:, 0]), dim=-1), where, layer)
 
-    def _naive(self, q_THN: Tensor, q_THR: Tensor, latent_TC: Tensor, k_T1R: Tensor, documents: Documents) -> Tensor:
+    def _naive(self, q_THN: Tensor, q_THR: Tensor, latent_TC: Tensor, k_T1R: Tensor, where: Where) -> Tensor:
         cfg = self.cfg
         kv_THX = self.kv_b(latent_TC).unflatten(1, (cfg.heads, -1))
         k_THN, v_THV = kv_THX.split((cfg.nope_dim, cfg.v_dim), dim=-1)
         q = torch.cat((q_THN, q_THR), dim=-1)
         k = torch.cat((k_THN, k_T1R.expand(-1, cfg.heads, -1)), dim=-1)
-        return self.o(attend(q, k, v_THV, documents, self.scale).flatten(1))
+        return self.o(where.attend(q, k, v_THV, self.scale).flatten(1))
 
-    def _absorbed(self, q_THN: Tensor, q_THR: Tensor, entry_TX: Tensor, window: Window, layer: int) -> Tensor:
+    def _absorbed(self, q_THN: Tensor, q_THR: Tensor, entry_TX: Tensor, where: Where, layer: int) -> Tensor:
         """q k = (q W_k) latent + q_r k_r, and out = W_v (weights latent): attend over [latent | rotary key] itself."""
-        cfg = self.cfg
+        cfg, window = self.cfg, where.window
         w_HXC = self.kv_b.weight.view(cfg.heads, cfg.nope_dim + cfg.v_dim, cfg.kv_rank)
         wk_HNC, wv_HVC = w_HXC.split((cfg.nope_dim, cfg.v_dim), dim=1)
         q_HTC = torch.bmm(q_THN.transpose(0, 1), wk_HNC)
-        q = torch.cat((q_HTC, q_THR.transpose(0, 1)), dim=-1).unflatten(1, (window.rows, -1)).transpose(0, 1)
-        (cached_BSX,) = window.extend(layer, entry_TX.unflatten(0, (window.rows, -1)))
-        cached = cached_BSX[:, None]  # one "key head" that all query heads share
-        mixed_BHtC = attend_window(q, cached, cached[..., : cfg.kv_rank], window.visible, self.scale)
-        out_HTV = torch.bmm(mixed_BHtC.transpose(0, 1).flatten(1, 2), wv_HVC.transpose(1, 2))
+        q_HTX = torch.cat((q_HTC, q_THR.transpose(0, 1)), dim=-1)
+        # one "key head" that all query heads share
+        if window is None:
+            key_T1X = entry_TX[:, None]
+            mixed_THC = where.attend(q_HTX.transpose(0, 1), key_T1X, key_T1X[..., : cfg.kv_rank], self.scale)
+            mixed_HTC = mixed_THC.transpose(0, 1)
+        else:
+            q = q_HTX.unflatten(1, (window.rows, -1)).transpose(0, 1)
+            (cached_BSX,) = window.extend(layer, entry_TX.unflatten(0, (window.rows, -1)))
+            cached = cached_BSX[:, None]
+            mixed_BHtC = where.attend_window(q, cached, cached[..., : cfg.kv_rank], self.scale)
+            mixed_HTC = mixed_BHtC.transpose(0, 1).flatten(1, 2)
+        out_HTV = torch.bmm(mixed_HTC, wv_HVC.transpose(1, 2))
         return self.o(out_HTV.transpose(0, 1).flatten(1))
 
 

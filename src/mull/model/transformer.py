@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mull.dist import exact
+from mull.dist import exact, row_floor
 from mull.model.attention import Where, Window, attention
 from mull.model.config import ModelConfig
 from mull.model.layers import RMSNorm, Rotary, SwiGLU
@@ -65,6 +65,7 @@ class Transformer(nn.Module):
         self.head = nn.Linear(cfg.width, cfg.vocab, bias=False)
         self.mtp = nn.ModuleList(MTPLayer(cfg, cfg.layers + depth) for depth in range(cfg.mtp_layers))
         self.rotary = Rotary(cfg)
+        self.exact = False
         if cfg.tied:
             self.head.weight = self.embed.weight
 
@@ -87,18 +88,30 @@ class Transformer(nn.Module):
                     weight.copy_(torch.empty(weight.shape).normal_(0.0, self.cfg.init_std, generator=generator))
         return self
 
+    def exactly(self, exact: bool = True) -> Transformer:
+        """From now on a token's result has the same bits however it is batched, packed, decoded or padded; or not.
+
+        Costs speed, and differs by rounding from what the fast kernels give (docs/numerics.md).
+        """
+        self.exact = exact
+        for module in self.modules():
+            if isinstance(module, MoE):
+                module.exact = exact
+        return self
+
     def where(self, documents: Documents) -> Where:
         cos, sin = self.rotary(documents.positions_T, self.embed.weight.dtype)
-        return Where(cos, sin, documents=documents)
+        return Where(cos, sin, documents=documents, exact=self.exact)
 
     def forward(self, tokens_T: Tensor, documents: Documents, trace: Trace | None = None) -> Tensor:
         """Packed documents -> final hidden states [T, D], normed; `head` makes logits of those that are needed."""
+        assert not self.exact or len(tokens_T) >= row_floor()  # whoever has fewer adds some that nobody reads
         return self._run(tokens_T, self.where(documents), trace)
 
     def extend(self, tokens_T: Tensor, positions_T: Tensor, window: Window, trace: Trace | None = None) -> Tensor:
         """New tokens of cached rows (row after row) -> hidden states [T, D]; the cache grows by them."""
         cos, sin = self.rotary(positions_T, self.embed.weight.dtype)
-        return self._run(tokens_T, Where(cos, sin, window=window), trace)
+        return self._run(tokens_T, Where(cos, sin, window=window, exact=self.exact), trace)
 
     def _run(self, tokens_T: Tensor, where: Where, trace: Trace | None) -> Tensor:
         x_TD = self.embed(tokens_T)
@@ -108,6 +121,8 @@ class Transformer(nn.Module):
 
     def logits(self, hidden_TD: Tensor) -> Tensor:
         """[T, V] in fp32, whatever the model's dtype and under autocast too: log-probabilities must not round."""
+        if self.exact and (lacking := row_floor() - hidden_TD.shape[0]) > 0:
+            return self.logits(F.pad(hidden_TD, (0, 0, 0, lacking)))[:-lacking]
         with exact(hidden_TD.device):
             return F.linear(hidden_TD.float(), self.head.weight.float())
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -53,6 +53,7 @@ class Recipe(Config):
     about: str = ""
     seed: int = Field(default=0, ge=0)
     device: str = "auto"
+    exactness: Literal["fast", "exact"] = "fast"
     result: str = ""  # the model that `mull chat RUN` talks to; the last one made, if empty
     rates: Rates = Rates()
     model: ModelConfig = PRESETS[PRESET]
@@ -255,13 +256,15 @@ def finished(recipe: Recipe, run: Run) -> bool:
 def main(recipe: Recipe, run: Run) -> None:
     """Run what is not done yet. The result's name is written as soon as that model exists."""
     device = dist.device(recipe.device)
-    ctx = Context(run, recipe.seed, device, recipe.model, recipe.outside)
+    ctx = Context(run, recipe.seed, device, recipe.model, recipe.outside, exact=recipe.exactness == "exact")
+    if ctx.exact and device.type != "cpu":
+        run.say("exactness = exact has been checked on CPUs only; rl stops at the first bit that differs.")
     models = [s.name for s in recipe.stage if s.kind != "evaluate"]
     result = recipe.result or (models[-1] if models else "")
     for stage in recipe.stage:
         if not run.done(stage.name):
             STAGES[stage.kind](stage, ctx)
-            run.finish(stage.name, kind=stage.kind)
             run.note_peak()
+            run.finish(stage.name, kind=stage.kind)
         if stage.name == result:
             run.set_result(result)

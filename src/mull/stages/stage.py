@@ -59,6 +59,7 @@ class Context:
     device: torch.device
     model: ModelConfig
     outside: dict[str, str] = field(default_factory=dict)  # models that no stage makes: name -> folder
+    exact: bool = False  # answers have the same bits however they are batched, and so do rl's trainer's
 
     def folder(self, name: str) -> Path:
         if name in self.outside:
@@ -78,5 +79,7 @@ class Context:
     def save(self, name: str, model: Transformer, chat: Chat) -> None:
         save_model(self.run.model_dir(name), model, chat)
 
-    def engine(self, model: Transformer, chat: Chat, rows: int = 256, fp32: bool = False) -> LocalEngine:
-        return LocalEngine(model, chat, max_rows=rows, fp32=fp32)
+    def engine(
+        self, model: Transformer, chat: Chat, rows: int = 256, fp32: bool = False, routes: bool = False
+    ) -> LocalEngine:
+        return LocalEngine(model.exactly(self.exact), chat, max_rows=rows, fp32=fp32, routes=routes)

@@ -24,7 +24,7 @@ from mull.data.batch import Batch
 from mull.dist import precision
 from mull.ledger import Entry
 from mull.model.flops import training_flops
-from mull.model.moe import MoE, Trace
+from mull.model.moe import MoE, Trace, fingerprints
 from mull.model.transformer import Transformer
 from mull.run import Run
 from mull.train import checkpoint
@@ -112,6 +112,9 @@ class Trainer:
             ahead = model.predict_ahead(batch.tokens_T, hidden_TD, batch.documents, trace) if cfg.mtp_weight else []
         main, parts = self.loss(logits_NV, batch, cfg.loss)
         parts["loss"] = main.detach()
+        if batch.route_N is not None:
+            blocks = trace.chosen[: len(trace.chosen) - len(ahead)]  # without those of the layers that predict ahead
+            parts["rerouted"] = (fingerprints(blocks, model.cfg.experts)[batch.predict_N] != batch.route_N).sum()
         total = main / predicted
         for depth, state_TD in enumerate(ahead, 2):
             at_M, target_M = batch.ahead(depth)
@@ -162,6 +165,7 @@ class Trainer:
                 progress.update(self.step, tokens=tokens, **dict(list(shown.items())[:1]))
                 every = self.cfg.checkpoint_every
                 if every and self.step % every == 0 and self.step < self.steps:
+                    run.sync()
                     self.save(folder, extra())
 
     def _flops(self, batches: Sequence[Batch]) -> float:
@@ -180,7 +184,7 @@ class Trainer:
         if not math.isfinite(loss) or not math.isfinite(norm):
             return f"the loss is {loss} (gradient norm {norm})", "Try a lower optim.lr."
         for name, limit in self.limits.items():
-            if metrics[name] > limit.most:
+            if metrics.get(name, 0.0) > limit.most:  # a dense model reroutes nothing
                 return f"{name} is {metrics[name]:.3g}, more than {limit.most:g}", limit.advice
         return None
 
