@@ -5,21 +5,26 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from small import MOE, SHAPES, chat, model_of
 
 from mull.data.batch import collate
-from mull.data.sources import from_rollout
+from mull.data.sources import Draw, from_rollout
 from mull.engine.engine import LocalEngine
 from mull.model.config import PRESETS, ModelConfig
 from mull.model.moe import Trace, fingerprints
 from mull.model.transformer import Transformer
 from mull.ops.attention import Documents, attend_plain
 from mull.ops.exact import KEYS, QUERIES, attend_exact, attend_window_exact
+from mull.run import Run
+from mull.stages import rl
 from mull.stages.rl import INEXACT, RLConfig, limits
+from mull.stages.stage import Context
 from mull.train.losses import LossConfig
+from mull.train.optim import OptimConfig
 from mull.train.trainer import TrainConfig, Trainer
 from mull.types import Completion, Message, Problem, Request, Rollout, Sampling, UserError
 
@@ -179,6 +184,26 @@ def test_a_step_reports_no_drift_and_is_refused_for_a_single_bit(name: str) -> N
         routes = (1, *rolled[0].completion.routes[1:])
         off = [replace(rolled[0], completion=replace(rolled[0].completion, routes=routes)), *rolled[1:]]
         assert step(model_of(cfg, seed=2, std=0.1), off)["rerouted"] > 0
+
+
+def test_a_whole_stage_never_drifts(done: Path, tmp_path: Path) -> None:
+    run = Run.open(tmp_path / "r", {}, quiet=True)
+    outside = {"taught": str(done / "models" / "taught")}
+    ctx = Context(run, 0, torch.device("cpu"), ModelConfig(), outside, exact=True)
+    train = TrainConfig(loss=LossConfig(name="grpo"), optim=OptimConfig(lr=3e-3))
+    gcd = Draw(task="gcd", size={"values": [1, 3]})
+    rl.main(
+        RLConfig(
+            name="new", init="taught", steps=4, problems=3, samples=4, refills=8, max_tokens=48, rows=7,
+            micro_tokens=200, tasks=[gcd], train=train,
+        ),
+        ctx,
+    )  # fmt: skip
+    lines = run.metrics("new")
+    run.close()
+    assert len(lines) == 4
+    assert {line[name] for line in lines for name in ("max_gap", "k3", "rerouted", "left_out")} == {0.0}
+    assert lines[0]["grad_norm"] > 0
 
 
 def test_a_broken_promise_says_what_to_do() -> None:
