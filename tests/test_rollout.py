@@ -20,7 +20,7 @@ class Scripted:
     def __init__(self, texts: list[str]):
         self.texts, self.asked = texts, [Request(())][:0]
 
-    def generate(self, requests: Sequence[Request], on_finish: object = None) -> list[Completion]:
+    def generate(self, requests: Sequence[Request], on_finish: object = None, log: object = None) -> list[Completion]:
         self.asked += requests
         return [Completion((9,), (-1.0,), "stop", self.texts[i % len(self.texts)]) for i in range(len(requests))]
 

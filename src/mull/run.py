@@ -21,6 +21,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -114,6 +115,10 @@ class Run:
 
     def tokens_dir(self, stage: str) -> Path:
         return self.path / "tokens" / stage
+
+    def forget_tokens(self) -> None:
+        """Of answers under way; the stage that drew them has all it needs."""
+        shutil.rmtree(self.path / "tokens", ignore_errors=True)
 
     def stage_dir(self, name: str) -> Path:
         return self.path / "stages" / name

@@ -131,9 +131,12 @@ class Engine(Protocol):
     """Everything that speaks. Local and remote engines are interchangeable."""
 
     def generate(
-        self, requests: Sequence[Request], on_finish: Callable[[int, Completion], None] | None = None
+        self, requests: Sequence[Request], on_finish: Callable[[int, Completion], None] | None = None, log: Any = None
     ) -> list[Completion]:
-        """Answers in the order of the requests; `on_finish(index, answer)` as each comes to its end."""
+        """Answers in the order of the requests; `on_finish(index, answer)` as each comes to its end.
+
+        `log` keeps what is drawn, for a process that is killed (engine/tokenlog.py); who draws elsewhere ignores it.
+        """
         ...
 
     def stream(self, request: Request) -> Iterator[Delta]: ...

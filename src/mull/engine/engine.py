@@ -193,7 +193,7 @@ class LocalEngine:
         """Queue a request, behind what is known of its answer; whether that stopped, where it is the whole answer."""
         prompt, sampling = made.request.tokens, made.request.sampling
         limit = min(sampling.max_tokens, self.model.cfg.max_length - len(prompt))
-        if drawn is not None:
+        if drawn is not None and drawn.tokens:
             made.tokens, made.logprobs, made.routes = drawn.tokens, drawn.logprobs, drawn.routes
             stop = made.tokens[-1] in self.chat.tokenizer.stop_ids
             if stop or len(made.tokens) >= limit:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
+from mull.engine.tokenlog import TokenLog
 from mull.model.config import ModelConfig
 from mull.model.flops import decoding_flops
 from mull.tasks import find
@@ -25,11 +26,13 @@ def rollouts(
     first: int = 0,
     model_name: str = "",
     on_finish: Callable[[int, Completion], None] | None = None,
+    log: TokenLog | None = None,
 ) -> list[Rollout]:
     """`samples` graded answers to each problem, a problem's answers side by side.
 
     The draw of an answer is keyed by (step, first + place of its problem, sample): the same whatever else is asked.
-    `on_finish(place, answer)` is called as each answer comes to its end, before any is graded.
+    `on_finish(place, answer)` is called as each answer comes to its end, before any is graded. What `log` holds of them
+    is not drawn again.
     """
     sampling = replace(sampling, thinking=thinking)
     prompts = [tuple(chat.encode(p.messages, thinking=thinking)) for p in problems]
@@ -38,7 +41,7 @@ def rollouts(
         for i, prompt in enumerate(prompts)
         for k in range(samples)
     ]
-    answers = engine.generate(requests, on_finish)
+    answers = engine.generate(requests, on_finish, log)
     graded = []
     for at, completion in enumerate(answers):
         i, k = divmod(at, samples)

@@ -131,7 +131,7 @@ def _lessons(cfg: DistillConfig, ctx: Context, teacher: Transformer, chat: Chat,
             sampling = Sampling(max_tokens=cfg.max_tokens, seed=seed_of(ctx.seed, cfg.name, "draws"))
             drawn = rollouts(
                 [problems(i) for i in range(cfg.fresh)], ctx.engine(teacher, chat, cfg.rows), chat, samples=1,
-                sampling=sampling, model_name=cfg.teacher,
+                sampling=sampling, model_name=cfg.teacher, log=ctx.log(cfg.name, "fresh"),
             )  # fmt: skip
             entry.add(*spent(teacher.cfg, drawn))
             write_rollouts(path, drawn)
@@ -159,7 +159,10 @@ def _on_policy(
         engine.load(student.state_dict(), step)
         first = step * cfg.on_policy_answers
         asked = [problems(first + i) for i in range(cfg.on_policy_answers)]
-        drawn = rollouts(asked, engine, chat, samples=1, sampling=sampling, step=step, model_name=cfg.name)
+        drawn = rollouts(
+            asked, engine, chat, samples=1, sampling=sampling, step=step, model_name=cfg.name,
+            log=ctx.step_log(stage, step),
+        )  # fmt: skip
         entry.add(*spent(student.cfg, drawn))
         batch = scored(collate([from_rollout(r) for r in drawn], ctx.device), teacher, entry)
         batch.extra = {"reward": sum(r.reward for r in drawn) / len(drawn)}

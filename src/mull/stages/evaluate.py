@@ -119,19 +119,22 @@ def _sit(
         came += 1
         note(f"answer {came}/{len(problems) * samples}", len(answer.tokens))
 
+    log = ctx.log(cfg.name, sitting.name)
     began, joules = time.perf_counter(), entry.meter.joules()
     answers = rollouts(
         problems, speaker, chat, samples=samples, sampling=sampling, thinking=sitting.thinking,
-        model_name=sitting.model, on_finish=on_finish,
+        model_name=sitting.model, on_finish=on_finish, log=log,
     )  # fmt: skip
-    seconds = time.perf_counter() - began
+    earlier = log.seconds if log is not None else 0.0  # of sessions that were killed
+    seconds = earlier + time.perf_counter() - began
     tokens, flops = spent(speaker.model.cfg, answers)
     entry.add(tokens, flops)
     path = ctx.run.rollouts_path(sitting.name)
     bill = ctx.run.ledger.price(seconds, tokens, flops)
+    kwh = (entry.meter.joules() - joules) / 3.6e6 + ctx.run.ledger.price(earlier).kwh
     facts = {
         "label": exam.label, "split": cfg.split, "seconds": seconds, "usd": bill.usd,
-        "flops": flops, "kwh": (entry.meter.joules() - joules) / 3.6e6, "file": path.name,
+        "flops": flops, "kwh": kwh, "file": path.name,
         "stage": cfg.name, "size": exam.size, "temperature": cfg.temperature, "max_tokens": cfg.max_tokens,
     }  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -233,7 +233,7 @@ def identity(recipe: Recipe) -> dict[str, Any]:
 
 
 def examination(
-    found: Located, tasks: Sequence[str], size: Mapping[str, Any], *, seed: int, device: str, **options: Any
+    found: Located, tasks: Sequence[str], size: Mapping[str, Any], *, seed: int, device: str, exact: bool, **options: Any
 ) -> Recipe:
     """The recipe of `mull eval`: one stage that judges a model from elsewhere. `options` are EvaluateConfig's."""
     name = re.sub(r"[^A-Za-z0-9_.-]", "-", found.name).lstrip(".-") or "model"
@@ -241,6 +241,7 @@ def examination(
     stage["exams"] = [{"task": task, "size": dict(size)} for task in tasks]
     raw = {
         "name": "eval", "about": f"{found.name} on {', '.join(tasks)}", "seed": seed, "device": device,
+        "exactness": "exact" if exact else "fast",
         "rates": found.rates, "model": read_config(found.folder), "outside": {name: str(found.folder.resolve())},
         "stage": [stage],
     }  # fmt: skip
@@ -265,6 +266,7 @@ def main(recipe: Recipe, run: Run) -> None:
         if not run.done(stage.name):
             STAGES[stage.kind](stage, ctx)
             run.note_peak()
+            run.forget_tokens()
             run.finish(stage.name, kind=stage.kind)
         if stage.name == result:
             run.set_result(result)

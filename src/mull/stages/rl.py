@@ -95,6 +95,7 @@ def main(cfg: RLConfig, ctx: Context) -> None:
             nonlocal cursor
             chosen: list[Rollout] = []
             drawn: list[Rollout] = []
+            log = ctx.step_log(stage, step)
             for _ in range(cfg.refills + 1):
                 wanted = cfg.problems - len(chosen) // cfg.samples
                 if wanted <= 0:
@@ -102,7 +103,7 @@ def main(cfg: RLConfig, ctx: Context) -> None:
                 batch = [problems(cursor + i) for i in range(wanted)]
                 fresh = rollouts(
                     batch, engine, chat, samples=cfg.samples, sampling=sampling, step=step,
-                    first=cursor, model_name=stage,
+                    first=cursor, model_name=stage, log=log,
                 )  # fmt: skip
                 cursor += wanted
                 fresh, teaching = _with_advantages(fresh, cfg)

@@ -16,11 +16,13 @@ from pydantic import AfterValidator
 
 from mull.config import Config
 from mull.engine.engine import LocalEngine
+from mull.engine.tokenlog import TokenLog
 from mull.model.config import ModelConfig
 from mull.model.transformer import Transformer
 from mull.model.weights import load_model, save_model
 from mull.run import Run
 from mull.text.chat import Chat
+from mull.train import checkpoint
 from mull.train.trainer import TrainConfig
 from mull.types import UserError
 
@@ -66,7 +68,7 @@ class Context:
             return Path(self.outside[name])
         folder = self.run.model_dir(name)
         if not folder.exists():
-            made = sorted(p.name for p in self.run.model_dir(name).parent.glob("*") if p.is_dir())
+            made = sorted(p.name for p in self.run.model_dir(name).parent.glob("[!.]*") if p.is_dir())
             raise UserError(f"No stage has made the model {name!r}; there are {', '.join(made) or 'none'}.")
         return folder
 
@@ -82,4 +84,17 @@ class Context:
     def engine(
         self, model: Transformer, chat: Chat, rows: int = 256, fp32: bool = False, routes: bool = False
     ) -> LocalEngine:
-        return LocalEngine(model.exactly(self.exact), chat, max_rows=rows, fp32=fp32, routes=routes)
+        exact = model.exactly(self.exact)
+        return LocalEngine(exact, chat, max_rows=rows, fp32=fp32, routes=routes, say=self.run.say)
+
+    def log(self, stage: str, name: str) -> TokenLog | None:
+        """Where unfinished answers are kept in exact mode. In fast mode they would go on with other bits: nowhere."""
+        return TokenLog(self.run.tokens_dir(stage) / f"{name}.log") if self.exact else None
+
+    def step_log(self, stage: str, step: int) -> TokenLog | None:
+        """That of a step; those of steps that a checkpoint covers, and the one before it too, are gone."""
+        covered = checkpoint.oldest(self.run.stage_dir(stage))
+        for path in self.run.tokens_dir(stage).glob("*.log"):
+            if int(path.stem) < covered:
+                path.unlink()
+        return self.log(stage, str(step))
