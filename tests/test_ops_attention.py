@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mull.ops.attention import Documents, attend, attend_plain, attend_window
+from mull.ops.attention import LONGEST, Documents, attend, attend_fused, attend_plain, attend_window
 
+Attend = Callable[..., torch.Tensor]
 lengths = st.lists(st.integers(1, 40), min_size=1, max_size=12)
 
 
@@ -34,16 +37,46 @@ def test_groups_hold_every_token_once(sizes: list[int], waste: float) -> None:
 @given(
     lengths, st.sampled_from([(2, 2, 8, 8), (4, 2, 8, 8), (4, 1, 6, 6), (2, 2, 8, 5), (2, 2, 6, 10)]), st.floats(0, 0.6)
 )
-def test_attention_equals_its_plain_twin(sizes: list[int], shape: tuple[int, int, int, int], waste: float) -> None:
+@pytest.mark.parametrize("form", [attend, attend_fused])
+def test_attention_equals_its_plain_twin(
+    form: Attend, sizes: list[int], shape: tuple[int, int, int, int], waste: float
+) -> None:
     """Forward and all three gradients, in double precision, whatever the lengths and the grouping."""
     inputs, documents = qkv(sum(sizes), *shape), Documents(sizes, waste=waste)
-    fast, plain = attend(*inputs, documents, 0.3), attend_plain(*inputs, documents, 0.3)
+    fast, plain = form(*inputs, documents, 0.3), attend_plain(*inputs, documents, 0.3)
     torch.testing.assert_close(fast, plain, atol=1e-6, rtol=1e-6)  # the twin's softmax is in fp32
     up = torch.randn(fast.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     for a, b in zip(
         torch.autograd.grad((fast * up).sum(), inputs), torch.autograd.grad((plain * up).sum(), inputs), strict=True
     ):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("heads", [(2, 2), (6, 2)])
+def test_documents_of_several_blocks(heads: tuple[int, int]) -> None:
+    """Lengths around multiples of the block of queries, padded groups among them; keys shared by heads, and not."""
+    sizes = [150, 3, 64, 65, 63, 130, 128, 1, 149, 129]
+    inputs, documents = qkv(sum(sizes), *heads, 8, 5), Documents(sizes, waste=0.2)
+    results = []
+    for form in (attend, attend_plain):
+        out = form(*inputs, documents, 0.3)
+        results.append([out, *torch.autograd.grad(out.sin().sum(), inputs)])
+    for fast, plain in zip(*results, strict=True):
+        torch.testing.assert_close(fast, plain, atol=1e-5, rtol=1e-5)
+
+
+def test_attention_is_a_slope() -> None:
+    inputs, documents = qkv(75, 2, 1, 3, 2), Documents([70, 5], waste=0.9)
+    assert torch.autograd.gradcheck(
+        lambda *qkv: attend(*qkv, documents, 0.3), inputs, fast_mode=True, nondet_tol=0.0
+    )
+
+
+def test_long_documents_take_the_fused_form() -> None:
+    sizes = [LONGEST + 1, 7]
+    inputs, documents = qkv(sum(sizes), 1, 1, 2, 2), Documents(sizes)
+    assert torch.equal(attend(*inputs, documents, 0.3), attend_fused(*inputs, documents, 0.3))
+    assert not documents.layouts
 
 
 @settings(deadline=None, max_examples=20)

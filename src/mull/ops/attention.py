@@ -2,9 +2,11 @@
 
 A training batch is one flat stream of tokens in which documents lie end to end; a document attends only to itself.
 `Documents` sorts them into groups of similar length, once per batch, so that each attention call is one dense causal
-call on [documents, heads, length, dim] with little padding: work grows with the sum of squared lengths, and no mask
-tensor exists. Measured on two AVX2 cores at 4,096 tokens, forward and backward: 19 ms at documents of 100 tokens
-against 31 ms for rows of 256 with a mask.
+call on [documents, heads, length, dim] with little padding: work grows with the sum of squared lengths.
+
+On a CPU up to a length those calls are matrix products (ops/blocks.py), elsewhere torch's fused ones. Measured on two
+AVX2 cores at 4,000 tokens, 8 heads, qk width 48, value width 32, forward and backward: 26 ms against 44 at documents of
+120 tokens, 33 against 63 at 256, 121 against 168 at 1,024; from 2,000 on they are equal, and products take more memory.
 
 T tokens  H heads  K qk width  V value width  G documents of a group  L longest of it
 P tokens of all padded groups
@@ -18,7 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mull.ops.blocks import Layout, attend_blocks
 from mull.ops.permute import from_groups, to_groups
+
+LONGEST = 1024  # tokens of a document up to which products are faster on a CPU
 
 
 class Documents:
@@ -63,10 +68,26 @@ class Documents:
         self.shapes = [tuple(grid.shape) for grid in grids]
         self.index_P = torch.cat([grid.flatten() for grid in grids]).to(device)
         self.home_T = home_T.to(device)
+        self.layouts: dict[tuple[int, int], Layout] = {}
+
+    def layout(self, heads: int, key_heads: int) -> Layout:
+        """The rows of so many heads; made at first use, then shared by all layers."""
+        if (heads, key_heads) not in self.layouts:
+            real_P = torch.zeros(len(self.index_P), dtype=torch.bool).index_fill_(0, self.home_T, True)
+            self.layouts[heads, key_heads] = Layout(self.shapes, self.index_P, real_P, heads, key_heads)
+        return self.layouts[heads, key_heads]
 
 
 def attend(q_THK: Tensor, k_THK: Tensor, v_THV: Tensor, documents: Documents, scale: float) -> Tensor:
     """Causal attention within each document, [T, H, V]. Keys may have fewer heads than queries (grouped-query)."""
+    heads, kv_heads = q_THK.shape[1], k_THK.shape[1]
+    if q_THK.device.type == "cpu" and max(documents.lengths) <= LONGEST:
+        return attend_blocks(q_THK, k_THK, v_THV, documents.layout(heads, kv_heads), scale)
+    return attend_fused(q_THK, k_THK, v_THV, documents, scale)
+
+
+def attend_fused(q_THK: Tensor, k_THK: Tensor, v_THV: Tensor, documents: Documents, scale: float) -> Tensor:
+    """The same by torch's fused kernels, group by group."""
     heads, kv_heads = q_THK.shape[1], k_THK.shape[1]
     qk_dim, v_dim = q_THK.shape[2], v_THV.shape[2]
     if v_dim < qk_dim:  # the fused kernels want one width; zero columns change nothing and cost less than the slow path
