@@ -233,8 +233,9 @@ def identity(recipe: Recipe) -> dict[str, Any]:
 
 
 def examination(
-    found: Located, tasks: Sequence[str], size: Mapping[str, Any], *, seed: int, device: str, exact: bool, **options: Any
-) -> Recipe:
+    found: Located, tasks: Sequence[str], size: Mapping[str, Any], *, seed: int, device: str, exact: bool,
+    **options: Any,
+) -> Recipe:  # fmt: skip
     """The recipe of `mull eval`: one stage that judges a model from elsewhere. `options` are EvaluateConfig's."""
     name = re.sub(r"[^A-Za-z0-9_.-]", "-", found.name).lstrip(".-") or "model"
     stage = {"kind": "evaluate", "name": "eval" if name != "eval" else "exam", "models": [name]} | options

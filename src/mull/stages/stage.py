@@ -95,6 +95,6 @@ class Context:
         """That of a step; those of steps that a checkpoint covers, and the one before it too, are gone."""
         covered = checkpoint.oldest(self.run.stage_dir(stage))
         for path in self.run.tokens_dir(stage).glob("*.log"):
-            if int(path.stem) < covered:
+            if path.stem.isdigit() and int(path.stem) < covered:
                 path.unlink()
         return self.log(stage, str(step))
