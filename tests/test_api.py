@@ -119,6 +119,17 @@ def test_prompts_that_make_no_sense_are_refused(model: Model):
         model.score([300])
 
 
+def test_an_exact_model_repeats_itself_to_the_last_bit_in_any_list(done: Path):
+    model = mull.load(f"{done}:taught", exact=True)
+    prompts = [QUESTION, "What is 2 + 2?", "gcd of 12 and 18?"]
+    together = model.generate(prompts, max_tokens=30)
+    for prompt, answer in zip(prompts, together, strict=True):
+        alone = model.generate(prompt, max_tokens=30)
+        assert (alone.tokens, alone.logprobs) == (answer.tokens, answer.logprobs)
+        ids = [*model.chat.encode([Message("user", prompt)]), *answer.tokens]
+        assert tuple(model.score(ids)[-len(answer.tokens) :]) == answer.logprobs
+
+
 # loading
 
 

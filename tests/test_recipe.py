@@ -71,7 +71,7 @@ def test_the_second_way_of_distillation_has_a_name_of_its_own(plain: dict[str, A
 @pytest.mark.parametrize("name", ["eval", ".hidden", "a model", "_"])
 def test_a_model_of_any_name_may_be_examined(done: Path, tmp_path: Path, name: str):
     folder = shutil.copytree(done / "models" / "base", tmp_path / name)
-    plan = recipe.examination(locate(folder), ["gcd"], {}, seed=0, device="cpu", n=1)
+    plan = recipe.examination(locate(folder), ["gcd"], {}, seed=0, device="cpu", exact=False, n=1)
     assert len(plan.outside) == len(plan.stage) == 1
 
 
@@ -191,10 +191,11 @@ def test_a_run_is_known_by_its_recipe_and_the_models_from_outside(tiny: Path, do
 
 def test_an_examination_is_a_recipe_of_one_stage(done: Path):
     plan = recipe.examination(
-        locate(f"{done}:taught"), ["gcd", "products"], {}, seed=3, device="cpu", n=5, thinking=[True]
+        locate(f"{done}:taught"), ["gcd", "products"], {}, seed=3, device="cpu", exact=True, n=5, thinking=[True]
     )
     [stage] = plan.stage
     assert isinstance(stage, EvaluateConfig)
+    assert plan.exactness == "exact"
     assert stage.models == ["taught"]
     assert [exam.task for exam in stage.exams] == ["gcd", "products"]
     assert (stage.n, plan.seed, plan.model.experts) == (5, 3, 4)

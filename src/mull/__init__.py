@@ -14,14 +14,16 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 
-def load(path: str | PathLike[str], device: str = "auto") -> Model:
+def load(path: str | PathLike[str], device: str = "auto", exact: bool = False) -> Model:
     """A model that answers: of a model directory, a run (its result), or one model of a run ("runs/demo:student").
+
+    With `exact` an answer has the same bits in any company and order; it is slower, most of all for one question.
 
     Raises UserError, a ValueError of one helpful sentence, where there is none or it is damaged.
     """
     from mull.api import Model
 
-    return Model.load(path, device)
+    return Model.load(path, device, exact)
 
 
 __all__ = ["__version__", "load"]

@@ -31,18 +31,21 @@ class Options(TypedDict, total=False):
 
 
 class Model:
-    """`config`, `chat` (tokenizer and template) and `engine` are what it is made of; `folder` is where it lies."""
+    """`config`, `chat` (tokenizer and template) and `engine` are what it is made of; `folder` is where it lies.
 
-    def __init__(self, located: Located, device: str = "auto"):
+    With `exact` an answer and its log-probabilities have the same bits alone and in any list; slower for one question.
+    """
+
+    def __init__(self, located: Located, device: str = "auto", exact: bool = False):
         where = dist.device(device)
         self.located, self.folder = located, located.folder
         self.chat = Chat.load(located.folder)
-        self.engine = LocalEngine(load_model(located.folder, where), self.chat)
+        self.engine = LocalEngine(load_model(located.folder, where).exactly(exact), self.chat)
         self.config: ModelConfig = self.engine.model.cfg
 
     @classmethod
-    def load(cls, path: str | PathLike[str], device: str = "auto") -> Model:
-        return cls(locate(path), device)
+    def load(cls, path: str | PathLike[str], device: str = "auto", exact: bool = False) -> Model:
+        return cls(locate(path), device, exact)
 
     @overload
     def generate(self, prompt: str | Turns, **options: Unpack[Options]) -> Completion: ...

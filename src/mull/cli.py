@@ -72,6 +72,7 @@ Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token al
 Seed = Annotated[int, typer.Option(help="Of the draws; the same seed draws the same.")]
 NoThink = Annotated[bool, typer.Option("--no-think", help="Answer at once.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")]
+Exact = Annotated[bool, typer.Option("--exact", help="The same bits in any company and order; slower.")]
 
 
 def _version(wanted: bool) -> None:
@@ -173,6 +174,7 @@ def evaluate(
     split: Annotated[str, typer.Option(help="test or validation.")] = "test",
     size: Size = None,
     device: Device = "auto",
+    exact: Exact = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -187,7 +189,7 @@ def evaluate(
     if not tasks:
         raise UserError("--task names no task; `mull tasks` lists them.")
     plan = recipe.examination(
-        found, tasks, apply_overrides({}, size or []), seed=seed, device=device,
+        found, tasks, apply_overrides({}, size or []), seed=seed, device=device, exact=exact,
         n=n, samples=samples, max_tokens=max_tokens, split=split,
         temperature=(0.0 if samples == 1 else 1.0) if temperature is None else temperature,
         thinking=[True, False] if both else [not no_think],
@@ -211,6 +213,7 @@ def chat(
         bool | None, typer.Option(help="Show the model the conversation; models of a run are taught single questions.")
     ] = None,
     device: Device = "auto",
+    exact: Exact = False,
 ) -> None:
     """Talk with a model: dim thinking, the answer, what it cost."""
     from contextlib import suppress
@@ -222,7 +225,7 @@ def chat(
     with suppress(ImportError):
         import readline  # noqa: F401 - gives input() its line editing
     dist.settle()
-    speaker = Model.load(model, device)
+    speaker = Model.load(model, device, exact)
     how = Options(max_tokens=max_tokens, temperature=temperature, seed=seed, thinking=not no_think)
     read = input if sys.stdin.isatty() else lambda _: input()
     keeps = speaker.located.run is None if remember is None else remember
@@ -238,6 +241,7 @@ def ask(
     seed: Seed = 0,
     no_think: NoThink = False,
     device: Device = "auto",
+    exact: Exact = False,
     as_json: Json = False,
 ) -> None:
     """Ask one question."""
@@ -247,7 +251,7 @@ def ask(
     dist.settle()
     question = sys.stdin.read().strip() if prompt == "-" else prompt
     how = Options(max_tokens=max_tokens, temperature=temperature, seed=seed, thinking=not no_think)
-    talk.ask(Model.load(model, device), question, how, as_json)
+    talk.ask(Model.load(model, device, exact), question, how, as_json)
 
 
 @app.command()
