@@ -12,8 +12,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
+
+
+def _sums(y_ND: Tensor, back_N: Tensor, chosen: int) -> Tensor:
+    """Each token's K rows summed in the order of its choices, [T, D], in one pass: they are not laid out first."""
+    return F.embedding_bag(back_N.view(-1, chosen), y_ND, mode="sum")
 
 
 class _Dispatch(Function):
@@ -26,7 +32,7 @@ class _Dispatch(Function):
     @staticmethod
     def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         (back_N,) = ctx.saved_tensors
-        return grad_ND.index_select(0, back_N).unflatten(0, (-1, ctx.chosen)).sum(dim=1), None, None, None
+        return _sums(grad_ND, back_N, ctx.chosen), None, None, None
 
 
 class _Combine(Function):
@@ -34,7 +40,7 @@ class _Combine(Function):
     def forward(ctx: Any, y_ND: Tensor, order_N: Tensor, back_N: Tensor, chosen: int) -> Tensor:
         ctx.save_for_backward(order_N)
         ctx.chosen = chosen
-        return y_ND.index_select(0, back_N).unflatten(0, (-1, chosen)).sum(dim=1)
+        return _sums(y_ND, back_N, chosen)
 
     @staticmethod
     def backward(ctx: Any, grad_TD: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]

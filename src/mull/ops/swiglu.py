@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
@@ -48,18 +49,17 @@ class _SwiGLU(Function):
     def backward(ctx: Any, grad_TF: Tensor) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]
         both_T2F, open_TF, weight_T1 = ctx.saved_tensors
         gate_TF, up_TF = both_T2F.chunk(2, dim=-1)
-        silu_TF = gate_TF * open_TF
-        grad_both_T2F = both_T2F.new_empty(both_T2F.shape)
+        grad_both_T2F = torch.empty_like(both_T2F)
         grad_gate_TF, grad_up_TF = grad_both_T2F.chunk(2, dim=-1)
+        silu_TF = gate_TF * open_TF
+        hidden_grad_TF = grad_TF if weight_T1 is None else grad_TF * weight_T1
+        torch.mul(hidden_grad_TF, silu_TF, out=grad_up_TF)
+        # silu' = open + silu (1 - open)
+        slope_TF = torch.addcmul(open_TF, silu_TF, open_TF, value=-1).add_(silu_TF).mul_(hidden_grad_TF)
+        torch.mul(slope_TF, up_TF, out=grad_gate_TF)
         grad_weight_T1 = None
-        grad_up_TF.copy_(grad_TF).mul_(silu_TF)
         if weight_T1 is not None:
-            grad_weight_T1 = (grad_up_TF * up_TF).sum(dim=-1, keepdim=True)
-            grad_up_TF.mul_(weight_T1)
-            grad_TF = grad_TF * weight_T1
-        # silu' = s + s g (1 - s) = s + silu - silu s
-        slope_TF = (silu_TF + open_TF).sub_(silu_TF.mul_(open_TF))
-        grad_gate_TF.copy_(slope_TF.mul_(up_TF)).mul_(grad_TF)
+            grad_weight_T1 = silu_TF.mul_(up_TF).mul_(grad_TF).sum(dim=-1, keepdim=True)
         return grad_both_T2F, grad_weight_T1
 
 
