@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -104,6 +108,24 @@ def test_a_damaged_newest_falls_back_and_says_so(file: str, how: str, tmp_path: 
     assert checkpoint.newest(tmp_path) == tmp_path / "step-00000002"
 
 
+@pytest.mark.parametrize("file", ["model.safetensors", "optim.safetensors", "state.json"])
+def test_cut_at_every_tenth_of_its_length_it_falls_back(file: str, tmp_path: Path) -> None:
+    trainer, other = trained(tmp_path), trainer_of(seed=5)
+    path = tmp_path / "step-00000003" / file
+    whole = path.read_bytes()
+    for tenth in range(10):
+        path.write_bytes(whole[: len(whole) * tenth // 10])
+        said: list[str] = []
+        assert other.restore(tmp_path, said.append) == {"cursor": 10}, tenth
+        assert other.step == 2
+        assert len(said) == 1
+        assert f"Checkpoint {path.parent} is damaged" in said[0]
+    other.train_step([collate(examples_of(9, 14, seed=2))])  # the step that was lost, again
+    assert same(trainer, other)
+    other.save(tmp_path, {"cursor": 20})
+    assert path.read_bytes() == whole
+
+
 def test_all_damaged_is_none_and_each_is_named(tmp_path: Path) -> None:
     trained(tmp_path)
     for folder in tmp_path.iterdir():
@@ -133,6 +155,34 @@ def test_a_half_written_one_is_not_seen_and_cleared_by_the_next(tmp_path: Path) 
     assert names(tmp_path) == ["step-00000003", "step-00000004"]
 
 
+def test_what_a_kill_left_is_cleared_when_a_run_goes_on(tmp_path: Path) -> None:
+    """A checkpoint half written, and one half deleted."""
+    trained(tmp_path)
+    for name in (".part-00000004", "step-00000001"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(b"half")
+    said: list[str] = []
+    assert trainer_of().restore(tmp_path, said.append) == {"cursor": 20}
+    assert names(tmp_path) == ["step-00000002", "step-00000003"]
+    assert said == []
+
+
+def test_the_last_sound_one_is_used_before_anything_is_cleared(tmp_path: Path) -> None:
+    trained(tmp_path)
+    shutil.copytree(tmp_path / "step-00000002", tmp_path / "step-00000001")
+    for step in (2, 3):
+        damage(tmp_path / f"step-0000000{step}" / "model.safetensors", "truncated")
+    said: list[str] = []
+    assert trainer_of().restore(tmp_path, said.append) == {"cursor": 10}
+    assert len(said) == 2
+
+
+def test_the_oldest_that_is_kept(tmp_path: Path) -> None:
+    assert checkpoint.oldest(tmp_path) == 0
+    trained(tmp_path, steps=3)
+    assert checkpoint.oldest(tmp_path) == 2
+
+
 def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
     trainer = trained(tmp_path)
     trainer.save(tmp_path, {"cursor": 77})
@@ -155,6 +205,58 @@ def test_a_disk_that_is_full_leaves_the_last_good(limit: int, tmp_path: Path) ->
     said: list[str] = []
     assert trainer_of(seed=5).restore(tmp_path, said.append) == {"cursor": 10}
     assert said == []
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """A file system of its own, of so many bytes; asked again, it grows."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    options: list[str] = []
+
+    def sized(size: int) -> Path:
+        words = ["mount", "-t", "tmpfs", "-o", f"size={size}{','.join(['', *options])}", "none", str(place)]
+        if subprocess.run(words, capture_output=True).returncode:
+            pytest.skip("no file system may be mounted here")
+        options[:] = ["remount"]
+        return place
+
+    yield sized
+    subprocess.run(["umount", str(place)], capture_output=True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs tmpfs")
+def test_a_full_file_system_leaves_the_last_good_and_goes_on_when_there_is_room(
+    disk: Callable[[int], Path], tmp_path: Path
+) -> None:
+    """Really full: ENOSPC, wherever in a checkpoint it comes, and the same bits in the end."""
+    whole = trained(tmp_path / "peace", steps=4)
+    size = sum(p.stat().st_size for p in (tmp_path / "peace" / "step-00000004").iterdir())
+    trainer, full = trainer_of(), []
+    for share in range(5, 40):
+        folder = disk(size * share // 10 // 4096 * 4096)
+        other = trainer_of(seed=5)
+        said: list[str] = []
+        if other.restore(folder, said.append) is not None:
+            assert other.step == trainer.step
+            assert same(trainer, other)
+        assert said == []
+        assert not list(folder.glob(".part-*"))
+        trainer.train_step([collate(examples_of(9, 14, seed=trainer.step))])
+        try:
+            trainer.save(folder, {"cursor": (trainer.step - 1) * 10})
+        except OSError as error:
+            full.append(str(error))
+            trainer = trainer_of()  # the process ends, and the next one finds what there is
+            trainer.restore(folder, said.append)
+        if trainer.step == 4:
+            break
+    assert len(full) > 20
+    assert all("o space left on device" in reason for reason in full)
+    assert same(trainer, whole)
+    assert {p.name: p.read_bytes() for p in (folder / "step-00000004").iterdir()} == {
+        p.name: p.read_bytes() for p in (tmp_path / "peace" / "step-00000004").iterdir()
+    }
 
 
 def test_an_optimisers_state_goes_where_its_parameter_is(tmp_path: Path) -> None:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
-from small import MOE, chat, model_of
+import torch
+from small import GQA, MOE, changed, chat, in_memory, model_of, tokens_of  # noqa: F401 - the fixture
 
 from mull.engine.engine import LocalEngine
 from mull.engine.rollout import grade, rollouts, spent
+from mull.engine.tokenlog import TokenLog
 from mull.model.flops import decoding_flops
 from mull.tasks import TASKS, find
-from mull.types import Completion, Delta, Problem, Request, Sampling
+from mull.types import Completion, Delta, Problem, Request, Sampling, UserError
 
 
 class Scripted:
@@ -99,3 +105,85 @@ def test_a_prompt_is_counted_once_for_its_answers(problems: list[Problem]) -> No
     )
     apart = rollouts(problems, engine, chat(), sampling=Sampling(max_tokens=8, seed=3))
     assert spent(MOE, apart)[1] == sum(decoding_flops(MOE, len(r.prompt), len(r.completion.tokens)) for r in apart)
+
+
+# memory
+
+
+def wide() -> LocalEngine:
+    """A model whose answers take little time and much memory: 16 KB a token."""
+    shape = changed(GQA, layers=1, heads=8, kv_heads=8, head_dim=256)
+    return LocalEngine(model_of(shape, std=0.02).exactly(), chat(), max_rows=64)
+
+
+def asked(count: int = 64) -> list[Request]:
+    prompts = [tuple(tokens_of(20 + i % 3 * 10, i)) for i in range(count)]
+    return [Request(prompt, Sampling(max_tokens=5 + i % 40), (0, i)) for i, prompt in enumerate(prompts)]
+
+
+def bits(answers: Sequence[Completion]) -> list[tuple]:
+    return [(a.tokens, a.logprobs, a.finish) for a in answers]
+
+
+@contextmanager
+def at_most(more: int) -> Iterator[None]:
+    """The system gives this process so many bytes more, and then no others."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + more, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_without_memory_for_all_rows_half_of_them_draw_the_same_bits(tmp_path: Path) -> None:
+    whole = wide().generate(asked())
+    engine, log = wide(), TokenLog(tmp_path / "log")
+    said: list[str] = []
+    engine.say = said.append
+    with at_most(60 << 20):
+        answers = engine.generate(asked(), log=log)
+    assert bits(answers) == bits(whole)
+    assert said[0] == "Memory does not suffice for 64 answers at a time; going on with 32."
+    assert engine.max_rows == 64 >> len(said)
+    fed = len(said)
+    assert bits(engine.generate(asked(), log=log)) == bits(whole)  # the log is none the worse for it
+    assert len(said) == fed
+
+
+def test_memory_that_fails_at_any_step_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the middle of a forward pass, whatever that had done to the cache; several times."""
+    shape = changed(MOE, layers=2)
+    requests = asked(9)
+    whole = LocalEngine(model_of(shape, std=0.1).exactly(), chat(), routes=True).generate(requests)
+    for failing in ({0}, {1}, {5}, {7, 8}, {3, 11, 12}):
+        engine = LocalEngine(model_of(shape, std=0.1).exactly(), chat(), max_rows=8, routes=True)
+        logits, calls = engine.model.logits, iter(range(10_000))
+
+        def failed(hidden, logits=logits, calls=calls, failing=failing):
+            if next(calls) in failing:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            return logits(hidden)
+
+        monkeypatch.setattr(engine.model, "logits", failed)
+        answers = engine.generate(requests)
+        assert bits(answers) == bits(whole)
+        assert [a.routes for a in answers] == [a.routes for a in whole]
+        assert engine.max_rows < 8
+
+
+def test_one_answer_that_does_not_fit_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = wide()
+    monkeypatch.setattr(engine, "_decode", lambda *_: torch.empty(1 << 55))  # more than any machine has
+    with pytest.raises(UserError, match=r"^Memory does not suffice for one answer of more than \d+ tokens, prompt"):
+        engine.generate(asked(3))
+
+
+def test_only_a_lack_of_memory_is_taken_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = wide()
+    monkeypatch.setattr(engine, "_decode", lambda *_: torch.ones(2, 3) @ torch.ones(2, 3))
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        engine.generate(asked(3))
+    assert engine.max_rows == 64

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ from conftest import content
 
 import mull.run
 from mull.ledger import Rates
+from mull.report.figures import durations
 from mull.run import Run, write_atomic
 from mull.types import Completion, Message, Problem, Rollout, UserError, read_rollouts
 
@@ -84,6 +86,29 @@ def test_a_directory_in_which_a_start_failed_is_free_again(tmp_path: Path):
     opened(tmp_path).close()
 
 
+def test_a_kill_before_there_is_a_configuration_leaves_a_directory_that_is_continued(tmp_path: Path):
+    (tmp_path / "run.lock").touch()
+    (tmp_path / "config.json.part").write_text('{"finger')
+    opened(tmp_path).close()
+    assert json.loads((tmp_path / "config.json").read_text())["config"] == CONFIG
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_run_that_another_process_began_meanwhile_is_not_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Between the first look at the directory and the lock on it."""
+    lock = mull.run._lock
+
+    def late(path: Path):
+        monkeypatch.setattr(mull.run, "_lock", lock)
+        opened(path, {"name": "other"}).close()
+        return lock(path)
+
+    monkeypatch.setattr(mull.run, "_lock", late)
+    with pytest.raises(UserError, match="holds a run of another configuration"):
+        opened(tmp_path / "run")
+    opened(tmp_path / "run", {"name": "other"}).close()  # and it is not in use
+
+
 # lines
 
 
@@ -111,6 +136,52 @@ def test_a_line_cut_short_is_dropped_when_the_run_is_opened_again(tmp_path: Path
     assert [line["step"] for line in again.metrics()] == [1, 2]
     assert (tmp_path / "metrics.jsonl").read_text().count("\n") == 2
     assert (tmp_path / "ledger.jsonl").read_text() == ""
+    again.close()
+
+
+def test_cut_at_every_byte_of_its_last_line_a_metrics_file_is_mended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(mull.run.time, "time", lambda: 1.5)
+    monkeypatch.setattr(mull.run, "_Board", lambda folder: SimpleNamespace(write=lambda *_: None, close=lambda: None))
+    path = tmp_path / "metrics.jsonl"
+    run = opened(tmp_path)
+    for step in (1, 2, 3):
+        run.log("base", step, loss=1 / step, load=[0.5, 0.25], note="ü")
+    run.close()
+    whole = path.read_bytes()
+    begin = whole[:-1].rfind(b"\n") + 1
+    for length in range(begin, len(whole) + 1):
+        path.write_bytes(whole[:length])
+        again = opened(tmp_path)
+        left = [1, 2, 3] if length == len(whole) else [1, 2]
+        assert [line["step"] for line in again.metrics("base")] == left, length
+        again.rewind("base", 2)  # the last checkpoint was of step 2
+        again.log("base", 3, loss=1 / 3, load=[0.5, 0.25], note="ü")
+        again.close()
+        assert path.read_bytes() == whole, length
+
+
+def test_a_clock_set_back_reorders_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    now = iter(range(10**9, 0, -3600))  # an hour back with every look at it
+    monkeypatch.setattr(mull.run.time, "time", lambda: next(now))
+    run = Run.open(tmp_path, CONFIG)
+    with run.ledger.stage("base", "pretrain") as entry, run.progress("base", 3) as progress:
+        for step in (1, 2, 3):
+            run.log("base", step, loss=1.0)
+            entry.add(tokens=5)
+            progress.update(step, tokens=5)
+        assert re.search(r"step 3/3 .* tok/s  \S+  0:00$", str(progress.line()))
+    run.close()
+    again = opened(tmp_path)
+    again.rewind("base", 2)
+    again.log("base", 3, loss=1.0)
+    assert [line["step"] for line in again.metrics("base")] == [1, 2, 3]
+    stamps = [line["time"] for line in again.metrics("base")]
+    assert stamps == sorted(stamps, reverse=True)
+    assert len(set(stamps)) == 3
+    [row] = again.ledger.stages()
+    assert 0 < row["seconds"] < 60
+    assert 0 < row["usd"] < 1
+    assert durations(again.metrics()) == {"base": 0.0}
     again.close()
 
 
