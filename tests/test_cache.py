@@ -25,7 +25,7 @@ def test_what_is_stored_survives_growth(cfg) -> None:
     cache, new = filled(cfg)
     cache.reserve(2, 3)
     assert (cache.rows, cache.length) == (3, BLOCK)
-    cache.reserve(7, 40)
+    cache.reserve(7, BLOCK + 8)
     assert (cache.rows, cache.length) == (7, 2 * BLOCK)
     for layer in cache.store:
         for stored, want in zip(layer, new, strict=True):
@@ -55,9 +55,9 @@ def test_a_window_writes_at_its_positions_and_sees_up_to_them() -> None:
     assert bool((seen[1, 5] == 9).all())
     assert torch.equal(cache.store[0][0][0, :5], old[0])
     assert torch.equal(cache.store[1][0][1, 2], old[1, 2])  # the other layer is untouched
-    assert window.visible[:, 0, 0].tolist() == [[True] * 3 + [False] * 5, [True] * 6 + [False] * 2]
+    assert (~window.hidden)[:, 0, 0].tolist() == [[True] * 3 + [False] * 5, [True] * 6 + [False] * 2]
 
 
-@pytest.mark.parametrize(("length", "want"), [(0, 0), (1, 32), (32, 32), (33, 64)])
+@pytest.mark.parametrize(("length", "want"), [(0, 0), (1, BLOCK), (BLOCK, BLOCK), (BLOCK + 1, 2 * BLOCK)])
 def test_rounding(length: int, want: int) -> None:
     assert rounded(length) == want

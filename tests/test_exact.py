@@ -78,8 +78,8 @@ def test_a_query_over_a_cache_has_the_bits_of_its_whole_document(heads: tuple[in
             for at in {0, length // 2, length - 1}:
                 query = torch.randn(3, h, 1, width, generator=generator)
                 query[1, :, 0] = q[mine][at]
-                seen = (torch.arange(window) <= at).expand(3, 1, 1, window)
-                one = attend_window_exact(query, keys, values, seen, 0.2)
+                hidden = (torch.arange(window) > at).expand(3, 1, 1, window)
+                one = attend_window_exact(query, keys, values, hidden, 0.2)
                 assert torch.equal(one[1, :, 0], whole[mine][at])
 
 

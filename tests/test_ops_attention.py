@@ -128,13 +128,13 @@ def test_window_attention_is_masked_softmax(heads: int, kv_heads: int, new: int)
     want = torch.nn.functional.scaled_dot_product_attention(
         q, k.repeat_interleave(heads // kv_heads, 1), v.repeat_interleave(heads // kv_heads, 1), visible, scale=0.3
     )
-    torch.testing.assert_close(attend_window(q, k, v, visible, 0.3), want, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(attend_window(q, k, v, ~visible, 0.3), want, atol=1e-5, rtol=1e-5)
 
 
 def test_what_is_hidden_in_a_window_cannot_leak() -> None:
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, 2, n, 8, generator=generator) for n in (1, 10, 10))
     visible = torch.arange(10).expand(2, 1, 1, 10) < 7
-    before = attend_window(q, k, v, visible, 0.3)
+    before = attend_window(q, k, v, ~visible, 0.3)
     k[:, :, 7:], v[:, :, 7:] = 1e6, 1e6
-    assert torch.equal(before, attend_window(q, k, v, visible, 0.3))
+    assert torch.equal(before, attend_window(q, k, v, ~visible, 0.3))

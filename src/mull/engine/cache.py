@@ -71,7 +71,7 @@ class SlotWindow:
         self.rows = self.positions_Bt.shape[0]
         self.index_B1 = torch.arange(self.first, self.first + self.rows, device=self.positions_Bt.device)[:, None]
         at_S = torch.arange(self.length, device=self.positions_Bt.device)
-        self.visible = (at_S <= self.positions_Bt[:, :, None])[:, None]
+        self.hidden = (at_S > self.positions_Bt[:, :, None])[:, None]
 
     def extend(self, layer: int, *new: Tensor) -> tuple[Tensor, ...]:
         stored = self.cache.store[layer]

@@ -28,7 +28,7 @@ class Window(Protocol):
     """A cache as one forward pass sees it: B rows of the same number of new tokens (engine/cache.py)."""
 
     rows: int
-    visible: Tensor  # [B, 1, t, S] bool: which cached positions each new token may see (its own included)
+    hidden: Tensor  # [B, 1, t, S] bool: which cached positions each new token may not see
 
     def extend(self, layer: int, *new: Tensor) -> tuple[Tensor, ...]:
         """Store entries [B, t, ...] of the new tokens; return all of each row, [B, S, ...]."""
@@ -53,7 +53,7 @@ class Where:
     def attend_window(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         """New tokens [B, H, t, K] attend to cached ones [B, h, S, .]: [B, H, t, V]."""
         assert self.window is not None
-        return (attend_window_exact if self.exact else attend_window)(q, k, v, self.window.visible, scale)
+        return (attend_window_exact if self.exact else attend_window)(q, k, v, self.window.hidden, scale)
 
 
 class GQA(nn.Module):

@@ -117,10 +117,10 @@ def attend_plain(q_THK: Tensor, k_THK: Tensor, v_THV: Tensor, documents: Documen
     return torch.cat(out)
 
 
-def attend_window(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: float) -> Tensor:
+def attend_window(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor, scale: float) -> Tensor:
     """Attention of a few new tokens over cached ones, for decoding: products written out, which beat the fused call.
 
-    q [B, H, t, K], k [B, h, S, K], v [B, h, S, V], visible [B, 1, t, S] bool -> [B, H, t, V]. h divides H.
+    q [B, H, t, K], k [B, h, S, K], v [B, h, S, V], hidden [B, 1, t, S] bool -> [B, H, t, V]. h divides H.
     """
     rows, heads, new, _ = q.shape
     shared = heads // k.shape[1]
@@ -129,5 +129,5 @@ def attend_window(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: float
         score = (k @ q.transpose(-1, -2)).transpose(-1, -2).reshape(rows, heads, new, -1)
     else:
         score = (q @ k.transpose(-1, -2)).view(rows, heads, new, -1)
-    weight = torch.where(visible, score.float() * scale, float("-inf")).softmax(dim=-1).to(v.dtype)
+    weight = (score.float() * scale).masked_fill_(hidden, float("-inf")).softmax(dim=-1).to(v.dtype)
     return (weight.view(rows, v.shape[1], shared * new, -1) @ v).view(rows, heads, new, v.shape[-1])

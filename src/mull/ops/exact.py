@@ -30,15 +30,15 @@ KEYS = 64  # keys of one value product; caches show a multiple of it
 QUERIES = 128  # of a long document at once, so that they need not meet the keys that come after them
 
 
-def _weigh(q_GhgtK: Tensor, k_GhSK: Tensor, visible: Tensor) -> Tensor:
-    """Attention weights [N, M, S]; `visible` broadcasts to [G, h, g, t, S]."""
+def _weigh(q_GhgtK: Tensor, k_GhSK: Tensor, hidden: Tensor) -> Tensor:
+    """Attention weights [N, M, S]; `hidden` broadcasts to [G, h, g, t, S]."""
     groups, kv_heads, shared, queries, width = q_GhgtK.shape
     q_NMK = q_GhgtK.reshape(groups * kv_heads, shared * queries, width)
     rows = q_NMK.shape[1]
     if rows < 16 and rows % 4:
         q_NMK = F.pad(q_NMK, (0, 0, 0, -rows % 4))
     score_NMS = torch.bmm(q_NMK, k_GhSK.flatten(0, 1).transpose(1, 2))
-    score_NMS[:, :rows].view(groups, kv_heads, shared, queries, -1).masked_fill_(~visible, float("-inf"))
+    score_NMS[:, :rows].view(groups, kv_heads, shared, queries, -1).masked_fill_(hidden, float("-inf"))
     return score_NMS.softmax(dim=-1)
 
 
@@ -51,11 +51,11 @@ def _collect(weight_NMS: Tensor, v_GhSV: Tensor) -> Tensor:
     return out_NMV
 
 
-def attend_window_exact(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: float) -> Tensor:
-    """As ops.attention.attend_window: q [G, H, t, K], k [G, h, S, K], v [G, h, S, V], visible [G, 1, t, S] bool."""
+def attend_window_exact(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor, scale: float) -> Tensor:
+    """As ops.attention.attend_window: q [G, H, t, K], k [G, h, S, K], v [G, h, S, V], hidden [G, 1, t, S] bool."""
     groups, heads, queries, _ = q.shape
     kv_heads = k.shape[1]
-    weight_NMS = _weigh((q * scale).unflatten(1, (kv_heads, -1)), k, visible[:, :, None])
+    weight_NMS = _weigh((q * scale).unflatten(1, (kv_heads, -1)), k, hidden[:, :, None])
     out_NMV = _collect(weight_NMS, v)[:, : heads // kv_heads * queries]
     return out_NMV.reshape(groups, heads, queries, -1)
 
@@ -68,8 +68,8 @@ class _Causal(Function):
         out, weights = [], []
         at_S = torch.arange(k.shape[2], device=q.device)
         for begin, end, seen in _chunks(q.shape[3]):
-            visible = at_S[:seen] <= at_S[begin:end, None]
-            weight_NMS = _weigh(q[..., begin:end, :], k[:, :, :seen], visible)
+            future = at_S[:seen] > at_S[begin:end, None]
+            weight_NMS = _weigh(q[..., begin:end, :], k[:, :, :seen], future)
             rows = q.shape[2] * (end - begin)
             out.append(_collect(weight_NMS, v[:, :, :seen])[:, :rows].reshape(*q.shape[:3], end - begin, -1))
             weights.append(weight_NMS[:, :rows])
