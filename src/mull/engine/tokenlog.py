@@ -83,7 +83,7 @@ class TokenLog:
         self._ended, self._steps = [], 0
         self.path.parent.mkdir(parents=True, exist_ok=True)
         torn = raw and not raw.endswith(b"\n")
-        self._append(("\n" if torn else "") + _line(["of", of]))
+        self._append((b"\n" if torn else b"") + _line(["of", of]))
         return known
 
     def follow(self, running: Sequence[Answer], finished: Iterable[Answer], seconds: float) -> None:
@@ -98,12 +98,12 @@ class TokenLog:
             new = [one.tokens[at:], one.logprobs[at:], one.routes[at:]]
             lines.append(_line([one.key, at, *new, round(self.seconds + seconds, 3)]))
             self._written[one.key] = len(one.tokens)
-        self._append("".join(lines))
+        self._append(b"".join(lines))
         self._ended = []
 
-    def _append(self, text: str) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(text)
+    def _append(self, lines: bytes) -> None:
+        with self.path.open("ab") as file:
+            file.write(lines)
 
     def _understand(self, raw: bytes, of: str) -> dict[Key, Drawn]:
         known: dict[Key, Drawn] = {}
@@ -130,9 +130,9 @@ def identity(weights: Mapping[str, Tensor], requests: Sequence[Request]) -> str:
     return digest.hexdigest()
 
 
-def _line(what: list[Any]) -> str:
-    text = json.dumps(what, separators=(",", ":"))
-    return f"{zlib.crc32(text.encode()):08x} {text}\n"
+def _line(what: list[Any]) -> bytes:
+    text = json.dumps(what, separators=(",", ":")).encode()
+    return b"%08x %s\n" % (zlib.crc32(text), text)
 
 
 def _said(line: bytes) -> Any:

@@ -64,7 +64,7 @@ def main(cfg: DistillConfig, ctx: Context) -> None:
     run, stage = ctx.run, cfg.name
     with run.ledger.stage(stage, cfg.kind) as entry:
         teacher, chat = ctx.load(cfg.teacher, mtp=False)
-        teacher.eval().exactly(ctx.exact)  # now, not with the engine: a continued stage may need no engine
+        teacher.eval().exactly(ctx.exact)  # now: a continued stage may need no engine of it
         student = _student(cfg, ctx, teacher, chat)  # first: one that cannot learn is said before answers are drawn
         lessons = _lessons(cfg, ctx, teacher, chat, entry)
         trainer = Trainer(student, cfg.train, cfg.steps)
