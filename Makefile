@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt
 ARGS ?=
+BENCH ?= training decoding scaling against_transformers against_trl muon_adamw
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check format bench gpu wheel clean
@@ -26,9 +27,8 @@ check: $(VENV)/.installed-dev ## lint, types, import layers
 format: $(VENV)/.installed-dev ## sort imports and mend what ruff can mend by itself
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.installed-dev ## speed of training and decoding on this machine
-	$(BIN)/python benchmarks/training.py $(ARGS)
-	$(BIN)/python benchmarks/decoding.py $(ARGS)
+bench: $(VENV)/.installed-bench ## speed on this machine, beside transformers and TRL too: BENCH=training ARGS=... runs one (all: an hour)
+	@for each in $(BENCH); do echo "$$each:"; $(BIN)/python benchmarks/$$each.py $(ARGS) || exit; done
 
 gpu: $(VENV)/.installed-dev ## the tests that need a GPU, then the benchmarks on it
 	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
@@ -60,3 +60,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/.made
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/.made
 	$(PIP) -e '.[check]'
 	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-bench: $(VENV)/.installed-dev
+	$(PIP) -e '.[bench]'
+	@touch $@

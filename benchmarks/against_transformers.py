@@ -86,7 +86,7 @@ def theirs(given: argparse.Namespace, attention: str, experts: str) -> dict[str,
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIM.clip)
         optimiser.step()
-        return float(loss), float(norm)
+        return float(loss.detach()), float(norm)
 
     return figures(step, given)
 

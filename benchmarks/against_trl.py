@@ -79,7 +79,7 @@ def long_tail(n: int, mean: int, longest: int) -> list[int]:
 
 def lengths_of(step: int, given: argparse.Namespace) -> list[int]:
     """How long each answer of a step is to be; the same for whoever asks. Steps that only warm up have short ones."""
-    short = given.scale * (8 if step < given.warm else 1)
+    short = 8 if step < given.warm else given.scale
     mean, longest, n = MEAN // short, LONGEST // short, GROUPS * SAMPLES
     if given.lengths == "equal":
         return [mean] * n
@@ -339,7 +339,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="fresh processes of each side")
     parser.add_argument("--steps", type=int, help=f"measured steps of each process (default: {STEPS})")
     parser.add_argument("--warm", type=int, default=1, help="short steps before them")
-    parser.add_argument("--scale", type=int, default=1, help="answers shorter by this factor, for a try")
+    parser.add_argument("--scale", type=int, default=1, choices=[1, 2, 4, 8], help="answers shorter by so much")
     parser.add_argument("--under", default="", help="a command to run each process under, e.g. 'taskset -c 0,1'")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--side", choices=[*OURS, *THEIRS], help=argparse.SUPPRESS)
