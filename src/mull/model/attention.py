@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from mull.model.config import ModelConfig
-from mull.model.layers import RMSNorm, rotate, softmax_scale
+from mull.model.layers import Linear, RMSNorm, rotate, softmax_scale
 from mull.ops.attention import Documents, attend, attend_window
 from mull.ops.exact import attend_exact, attend_window_exact
 
@@ -62,10 +62,10 @@ class GQA(nn.Module):
     def __init__(self, cfg: ModelConfig):
         super().__init__()
         self.cfg = cfg
-        self.q = nn.Linear(cfg.width, cfg.heads * cfg.head_dim, bias=cfg.qkv_bias)
-        self.k = nn.Linear(cfg.width, cfg.kv_heads * cfg.head_dim, bias=cfg.qkv_bias)
-        self.v = nn.Linear(cfg.width, cfg.kv_heads * cfg.head_dim, bias=cfg.qkv_bias)
-        self.o = nn.Linear(cfg.heads * cfg.head_dim, cfg.width, bias=False)
+        self.q = Linear(cfg.width, cfg.heads * cfg.head_dim, bias=cfg.qkv_bias)
+        self.k = Linear(cfg.width, cfg.kv_heads * cfg.head_dim, bias=cfg.qkv_bias)
+        self.v = Linear(cfg.width, cfg.kv_heads * cfg.head_dim, bias=cfg.qkv_bias)
+        self.o = Linear(cfg.heads * cfg.head_dim, cfg.width, bias=False)
         self.scale = softmax_scale(cfg)
 
     def forward(self, x_TD: Tensor, where: Where, layer: int) -> Tensor:
@@ -88,15 +88,15 @@ class MLA(nn.Module):
         self.cfg = cfg
         queries = cfg.heads * cfg.qk_dim
         if cfg.q_rank:
-            self.q_a = nn.Linear(cfg.width, cfg.q_rank, bias=False)
+            self.q_a = Linear(cfg.width, cfg.q_rank, bias=False)
             self.q_norm = RMSNorm(cfg.q_rank)  # the latent norms keep eps 1e-6 whatever the model's eps is
-            self.q_b = nn.Linear(cfg.q_rank, queries, bias=False)
+            self.q_b = Linear(cfg.q_rank, queries, bias=False)
         else:
-            self.q = nn.Linear(cfg.width, queries, bias=False)
-        self.kv_a = nn.Linear(cfg.width, cfg.kv_rank + cfg.rope_dim, bias=False)
+            self.q = Linear(cfg.width, queries, bias=False)
+        self.kv_a = Linear(cfg.width, cfg.kv_rank + cfg.rope_dim, bias=False)
         self.kv_norm = RMSNorm(cfg.kv_rank)
-        self.kv_b = nn.Linear(cfg.kv_rank, cfg.heads * (cfg.nope_dim + cfg.v_dim), bias=False)
-        self.o = nn.Linear(cfg.heads * cfg.v_dim, cfg.width, bias=False)
+        self.kv_b = Linear(cfg.kv_rank, cfg.heads * (cfg.nope_dim + cfg.v_dim), bias=False)
+        self.o = Linear(cfg.heads * cfg.v_dim, cfg.width, bias=False)
         self.scale = softmax_scale(cfg)
 
     def forward(self, x_TD: Tensor, where: Where, layer: int) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mull.model.config import ModelConfig, Yarn
+from mull.ops.linear import linear
 from mull.ops.norm import rms_norm
 from mull.ops.swiglu import swiglu
 
@@ -27,13 +28,20 @@ class RMSNorm(nn.Module):
         return rms_norm(x, self.weight, self.eps)
 
 
+class Linear(nn.Linear):
+    """torch's, over the kernels of ops/linear.py."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return linear(input, self.weight, self.bias)
+
+
 class SwiGLU(nn.Module):
     """down(silu(gate(x)) * up(x)), arXiv 2002.05202. Gate and up are one matrix: half the calls, the same numbers."""
 
     def __init__(self, width: int, ffn: int):
         super().__init__()
-        self.gate_up = nn.Linear(width, 2 * ffn, bias=False)
-        self.down = nn.Linear(ffn, width, bias=False)
+        self.gate_up = Linear(width, 2 * ffn, bias=False)
+        self.down = Linear(ffn, width, bias=False)
 
     def forward(self, x_TD: Tensor) -> Tensor:
         return self.down(swiglu(self.gate_up(x_TD)))

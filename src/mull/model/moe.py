@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mull.dist import exact, row_floor
@@ -22,6 +21,7 @@ from mull.model.config import ModelConfig
 from mull.model.layers import SwiGLU
 from mull.ops.attention import Documents
 from mull.ops.experts import routed
+from mull.ops.linear import linear
 from mull.ops.swiglu import sigmoid
 
 
@@ -58,7 +58,7 @@ class Router(nn.Module):
         """(chosen experts [T, K], their weights [T, K], all scores [T, E]); fp32 throughout, under autocast too."""
         cfg = self.cfg
         with exact(x_TD.device):
-            score_TE = sigmoid(F.linear(x_TD.float(), self.weight.float()))
+            score_TE = sigmoid(linear(x_TD.float(), self.weight.float()))
         choice_TE = score_TE.detach() + self.bias
         if cfg.active_groups < cfg.groups:
             choice_TGe = choice_TE.unflatten(1, (cfg.groups, -1))

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from mull.dist import exact, row_floor
 from mull.model.attention import Where, Window, attention
 from mull.model.config import ModelConfig
-from mull.model.layers import RMSNorm, Rotary, SwiGLU
+from mull.model.layers import Linear, RMSNorm, Rotary, SwiGLU
 from mull.model.moe import MoE, Router, Trace
 from mull.ops.attention import Documents
+from mull.ops.linear import linear
 
 
 class Block(nn.Module):
@@ -46,7 +47,7 @@ class MTPLayer(nn.Module):
         super().__init__()
         self.embed_norm = RMSNorm(cfg.width, cfg.eps)
         self.hidden_norm = RMSNorm(cfg.width, cfg.eps)
-        self.project = nn.Linear(2 * cfg.width, cfg.width, bias=False)
+        self.project = Linear(2 * cfg.width, cfg.width, bias=False)
         self.block = Block(cfg, layer)
         self.norm = RMSNorm(cfg.width, cfg.eps)
 
@@ -62,7 +63,7 @@ class Transformer(nn.Module):
         self.embed = nn.Embedding(cfg.vocab, cfg.width)
         self.blocks = nn.ModuleList(Block(cfg, layer) for layer in range(cfg.layers))
         self.norm = RMSNorm(cfg.width, cfg.eps)
-        self.head = nn.Linear(cfg.width, cfg.vocab, bias=False)
+        self.head = Linear(cfg.width, cfg.vocab, bias=False)
         self.mtp = nn.ModuleList(MTPLayer(cfg, cfg.layers + depth) for depth in range(cfg.mtp_layers))
         self.rotary = Rotary(cfg)
         self.exact = False
@@ -124,7 +125,7 @@ class Transformer(nn.Module):
         if self.exact and (lacking := row_floor() - hidden_TD.shape[0]) > 0:
             return self.logits(F.pad(hidden_TD, (0, 0, 0, lacking)))[:-lacking]
         with exact(hidden_TD.device):
-            return F.linear(hidden_TD.float(), self.head.weight.float())
+            return linear(hidden_TD.float(), self.head.weight.float())
 
     def predict_ahead(
         self, tokens_T: Tensor, hidden_TD: Tensor, documents: Documents, trace: Trace | None = None
