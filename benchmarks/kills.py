@@ -27,6 +27,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import chain, cycle, repeat
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -313,19 +314,17 @@ class Case:
         self.seconds = time.perf_counter() - began
         self.ends = still(self.folder / "peace", self.folder / "still", self.folder / "peace")
 
-    def under(self, strikes: Iterator[Strike], nursery: Nursery) -> None:
-        """One run, killed by each of the strikes that comes before its end."""
+    def under(self, strikes: Iterator[Strike], nurseries: list[Nursery]) -> None:
+        """One run, killed by each of the strikes that comes before its end; sessions take turns in the nurseries."""
         out = self.folder / f"run-{self.runs}"
         self.runs += 1
-        for strike in strikes:
-            whole, dealings = nursery.session(self.recipe, out, strike)
+        turns = cycle(nurseries)
+        for strike in chain(strikes, repeat(Strike())):
+            whole, dealings = next(turns).session(self.recipe, out, strike)
             if whole:
                 break
             self.kills["by place" if strike.at else "by time"] += 1
             self.where[_kind(dealings[-1]) if dealings else "nothing yet"] += 1
-        else:
-            whole, _ = nursery.session(self.recipe, out, Strike())
-            assert whole
         wrong = differing(self.ends, still(out, self.folder / "still", self.folder / "peace"))
         for name, bits in wrong.items():
             print(f"  {out}: {name} differs in {bits} bits")
@@ -338,24 +337,26 @@ def _kind(dealing: str) -> str:
     """A dealing with the disk -> which kind of file it was about."""
     parts = Path(dealing.partition(" ")[2]).parts
     names = [part.lstrip(".").removesuffix(".part") for part in parts]
-    if names[0] in ("stages", "models"):
-        return names[0] + (" " + names[-1] if len(names) > 2 and "." in names[-1] else "")
+    if not names:
+        return "the directory"
+    if names[0] in ("stages", "models") and len(names) > 2:
+        return f"{names[0]} {names[-1]}"
     return names[0]
 
 
 def strikes(case: Case, draw: random.Random) -> Iterator[Strike]:
     """One to four kills of a run, in places and moments that spread over all of it."""
-    kills = draw.randint(1, 4)
-    for _ in range(kills):
-        share = draw.random() * 2 / (kills + 1)
+    marks = sorted(draw.random() for _ in range(draw.randint(1, 4)))
+    for before, mark in zip([0.0, *marks], marks, strict=False):
+        share = mark - before  # of a whole run: how far this session may come
         if draw.random() < 0.5:
             yield Strike(after=share * case.seconds)
         else:
             yield Strike(at=1 + int(share * len(case.dealings)))
 
 
-def cases(folder: Path, only: list[str], nursery: Nursery) -> list[Case]:
-    """The recipes, and the models that they start from."""
+def cases(folder: Path, only: list[str], known: Path | None, nursery: Nursery) -> list[Case]:
+    """The recipes; and the models that they start from, unless one is known."""
     text = folder / "text.txt"
     text.write_text("the cat sat on the mat\n" * 30)
     found = []
@@ -367,14 +368,14 @@ def cases(folder: Path, only: list[str], nursery: Nursery) -> list[Case]:
             place = folder / title.replace(", ", "-")
             place.mkdir()
             head = HEAD.format(mode=mode, shape=shape)
-            skilled = folder / name.replace(", ", "-")
+            skilled = known or folder / name.replace(", ", "-") / "models" / "skilled"
             if not skilled.exists():
                 recipe = place / "skilled.toml"
                 recipe.write_text(head + SKILLED.format(task=TASK))
-                nursery.session(recipe, skilled, Strike())
+                nursery.session(recipe, skilled.parents[1], Strike())
             recipe = place / "recipe.toml"
-            stages = STAGES.format(task=TASK, skilled=skilled / "models" / "skilled", text=text)
-            recipe.write_text(head.replace("[model]", "[model]") + stages)
+            stages = STAGES.format(task=TASK, skilled=skilled, text=text)
+            recipe.write_text(head + stages)
             found.append(Case(title, recipe, place))
     return found
 
@@ -396,8 +397,9 @@ def main() -> None:
         description=str(__doc__).split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--every", action="store_true", help="instead: kill at every place once, one run for each")
+    parser.add_argument("--every", type=int, help="instead: at every so many places, a run each")
     parser.add_argument("--only", action="append", default=[], help="recipes of the table, 'dense, grouped, fast'")
+    parser.add_argument("--skilled", type=Path, help="a model directory to start from, instead of making one")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--nursery", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -406,19 +408,19 @@ def main() -> None:
         return
     memory = Path("/dev/shm")  # syncing to a disk takes most of the time
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None, prefix="kills-") as name:
-        folder, nurseries = Path(name), [Nursery() for _ in range(3)]
-        found = cases(folder, given.only, nurseries[0])
+        folder, nurseries = Path(name), [Nursery() for _ in range(2)]
+        found = cases(folder, given.only, given.skilled, nurseries[0])
         for case in found:
             case.in_peace(nurseries[0])
             print(f"{case.name}: {case.seconds:.1f} s in peace, {len(case.dealings)} places", flush=True)
         draw = random.Random(given.seed)
         if given.every:
             for case in found:
-                for at in range(1, len(case.dealings) + 1):
-                    case.under(iter([Strike(at=at)]), nurseries[1 + at % 2])
+                for at in range(1, len(case.dealings) + 1, given.every):
+                    case.under(iter([Strike(at=at)]), nurseries)
         while not given.every and sum(case.kills.total() for case in found) < given.kills:
             case = min(found, key=lambda one: one.kills.total())
-            case.under(strikes(case, draw), nurseries[1 + case.runs % 2])
+            case.under(strikes(case, draw), nurseries)
         for one in nurseries:
             one.close()
         table(found)

@@ -37,7 +37,7 @@ def test_every_sequence_runs_once_to_its_end(
         assert len(scheduler.running) <= rows
         assert len(scheduler.running) == rows or not scheduler.waiting or groups  # never idle for nothing
         assert all(len({s.prompt for s in group}) == 1 for group in groups)
-        assert sum(len(g[0].prompt) for g in groups) <= prefill or len(groups) == 1
+        assert max((len(g[0].prompt) for g in groups), default=0) * len(groups) <= prefill or len(groups) == 1
         admitted += [s.index for s in fresh]
         assert scheduler.running, "busy, but nothing runs"
         rows_before = list(scheduler.running)
@@ -70,6 +70,12 @@ def test_a_prompt_longer_than_the_budget_passes_alone() -> None:
     scheduler = Scheduler(8, prefill_tokens=4)
     scheduler.add(sequences([(1, 6, 9), (2, 2, 9), (3, 2, 9), (1, 2, 9)]))
     assert [[len(g[0].prompt) for g in scheduler.admit()] for _ in range(2)] == [[6], [2, 2]]
+
+
+def test_padding_counts() -> None:
+    scheduler = Scheduler(8, prefill_tokens=12)
+    scheduler.add(sequences([(1, 2, 9), (2, 2, 9), (3, 6, 9), (1, 6, 9)]))
+    assert [[len(g[0].prompt) for g in scheduler.admit()] for _ in range(2)] == [[2, 2], [6, 6]]
 
 
 def test_cancelling_gives_back_everyone() -> None:

@@ -30,7 +30,7 @@ class Scheduler:
     """`rows` at most at a time. `running[i]` is the sequence in cache row i."""
 
     rows: int
-    prefill_tokens: int = 8192  # prompts computed in one go
+    prefill_tokens: int = 8192  # of prompts computed in one go, all padded to the longest
     waiting: deque[Job] = field(default_factory=deque)
     running: list[Job] = field(default_factory=list)
 
@@ -44,18 +44,18 @@ class Scheduler:
     def admit(self) -> list[list[Job]]:
         """Move waiting sequences to free rows, in order: groups of equal prompts, each group's rows adjacent.
 
-        The distinct prompts stay within `prefill_tokens` (one longer prompt passes alone).
+        The distinct prompts, padded to the longest, stay within `prefill_tokens` (one longer prompt passes alone).
         """
         groups: list[list[Job]] = []
-        used = 0
+        longest = 0
         while self.waiting and len(self.running) < self.rows:
             nxt = self.waiting[0]
             if groups and groups[-1][0].prompt == nxt.prompt:
                 groups[-1].append(self._start())
                 continue
-            if groups and used + len(nxt.prompt) > self.prefill_tokens:
+            longest = max(longest, len(nxt.prompt))
+            if groups and longest * (len(groups) + 1) > self.prefill_tokens:
                 break
-            used += len(nxt.prompt)
             groups.append([self._start()])
         return groups
 

@@ -143,7 +143,8 @@ def _unflatten(
                 continue
             parameter = by_name[name]
             if isinstance(value, Tensor):  # of any shape: a fused AdamW counts its steps beside the parameter
-                value = value.to(parameter.device)
+                # a copy: in the file it lies as it comes, and how memory is aligned can decide how products round
+                value = value.to(parameter.device, copy=True)
             optimiser.state[parameter][key] = value
 
 
