@@ -14,7 +14,7 @@ def filled(cfg, rows: int = 3, length: int = 5) -> tuple[Cache, list[torch.Tenso
     cache.reserve(rows, length)
     window = SlotWindow(cache, 0, torch.arange(length).expand(rows, -1), rounded(length))
     g = torch.Generator().manual_seed(0)
-    new = [torch.randn(rows, length, *w, generator=g) for w in cache.widths]
+    new = [torch.randn(rows, length, *shape, generator=g) for shape in cache.shapes]
     for layer in range(cfg.layers):
         window.extend(layer, *new)
     return cache, new
@@ -29,9 +29,9 @@ def test_what_is_stored_survives_growth(cfg) -> None:
     assert (cache.rows, cache.length) == (7, 2 * BLOCK)
     for layer in cache.store:
         for stored, want in zip(layer, new, strict=True):
-            assert torch.equal(stored[:3, :5], want)
+            assert torch.equal(stored[:3, :, :5], want.transpose(1, 2))
             assert not bool(stored[3:].any())
-            assert not bool(stored[:, 5:].any())
+            assert not bool(stored[:, :, 5:].any())
 
 
 @pytest.mark.parametrize("cfg", [MLA, GQA], ids=["latent", "keys and values"])
@@ -41,20 +41,20 @@ def test_copying_reads_before_it_writes(cfg) -> None:
     cache.copy(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 2]), 4)
     for layer in cache.store:
         for stored, was in zip(layer, new, strict=True):
-            assert torch.equal(stored[1, :4], was[0, :4])
-            assert torch.equal(stored[2, :4], was[1, :4])
-            assert torch.equal(stored[2, 4], was[2, 4])  # beyond the length nothing moved
+            assert torch.equal(stored[1, :, :4], was[0, :4].transpose(0, 1))
+            assert torch.equal(stored[2, :, :4], was[1, :4].transpose(0, 1))
+            assert torch.equal(stored[2, :, 4], was[2, 4])  # beyond the length nothing moved
 
 
 def test_a_window_writes_at_its_positions_and_sees_up_to_them() -> None:
     cache, (old,) = filled(MLA)
     window = SlotWindow(cache, 1, torch.tensor([[2], [5]]), 8)
-    (seen,) = window.extend(0, torch.full((2, 1, *cache.widths[0]), 9.0))
-    assert seen.shape[:2] == (2, 8)
-    assert bool((seen[0, 2] == 9).all())
-    assert bool((seen[1, 5] == 9).all())
-    assert torch.equal(cache.store[0][0][0, :5], old[0])
-    assert torch.equal(cache.store[1][0][1, 2], old[1, 2])  # the other layer is untouched
+    (seen,) = window.extend(0, torch.full((2, 1, *cache.shapes[0]), 9.0))
+    assert seen.shape[:3] == (2, 1, 8)
+    assert bool((seen[0, :, 2] == 9).all())
+    assert bool((seen[1, :, 5] == 9).all())
+    assert torch.equal(cache.store[0][0][0, :, :5], old[0].transpose(0, 1))
+    assert torch.equal(cache.store[1][0][1, :, 2], old[1, 2])  # the other layer is untouched
     assert (~window.hidden)[:, 0, 0].tolist() == [[True] * 3 + [False] * 5, [True] * 6 + [False] * 2]
 
 

@@ -143,7 +143,7 @@ def test_without_memory_for_all_rows_half_of_them_draw_the_same_bits(tmp_path: P
     engine, log = wide(), TokenLog(tmp_path / "log")
     said: list[str] = []
     engine.say = said.append
-    with at_most(60 << 20):
+    with at_most(40 << 20):
         answers = engine.generate(asked(), log=log)
     assert bits(answers) == bits(whole)
     assert said[0] == "Memory does not suffice for 64 answers at a time; going on with 32."

@@ -1,12 +1,13 @@
 """What decoding remembers: one row of slots per running sequence.
 
-MLA keeps one tensor per layer, [rows, S, kv_rank + rope_dim]: the latent and its rotary key. GQA keeps keys and values
-apart, [rows, S, kv_heads, head_dim]; together, matmul would have to copy them. Rows stay dense: when sequences end,
-the last rows move into the gaps, so a step works on the first n rows and on no more positions than the longest has.
+GQA keeps keys and values apart, each [rows, h, S, head_dim]; MLA one tensor, the latent and its rotary key, as if of
+one head: [rows, 1, S, kv_rank + rope_dim]. In that order matrix products take them as they lie. Rows stay dense: when
+sequences end, the last rows move into the gaps, so a step works on the first n rows and on no more positions than the
+longest has.
 
 Rows are whole sequences, so memory is rows x longest; pages come when sequences share prefixes.
 
-B rows  t new tokens per row  S cached positions
+B rows  t new tokens per row  h key heads  S cached positions  X width of an entry
 """
 
 from __future__ import annotations
@@ -30,32 +31,35 @@ class Cache:
     """Storage for the layers of one model. Grows as asked; never shrinks before it is dropped."""
 
     def __init__(self, cfg: ModelConfig, device: torch.device, dtype: torch.dtype):
-        self.widths = [(cfg.kv_rank + cfg.rope_dim,)] if cfg.latent else [(cfg.kv_heads, cfg.head_dim)] * 2
+        # [h, X] of each tensor of a layer
+        self.shapes = [(1, cfg.kv_rank + cfg.rope_dim)] if cfg.latent else [(cfg.kv_heads, cfg.head_dim)] * 2
         self.layers = cfg.layers
         self.device, self.dtype = device, dtype
         self.rows = self.length = 0
-        self.store: list[list[Tensor]] = [[self._empty(0, 0, w) for w in self.widths] for _ in range(self.layers)]
+        self.store: list[list[Tensor]] = [[self._empty(0, 0, shape) for shape in self.shapes] for _ in range(self.layers)]
 
-    def _empty(self, rows: int, length: int, width: tuple[int, ...]) -> Tensor:
+    def _empty(self, rows: int, length: int, shape: tuple[int, int]) -> Tensor:
         # zeros, not empty: what lies beyond a row's end is masked, but NaN * 0 would still be NaN
-        return torch.zeros(rows, length, *width, device=self.device, dtype=self.dtype)
+        return torch.zeros(rows, shape[0], length, shape[1], device=self.device, dtype=self.dtype)
 
     def reserve(self, rows: int, length: int) -> None:
-        """Room for `rows` sequences of `length` tokens; what is stored stays."""
+        """Room for `rows` sequences of `length` tokens; what is stored stays. Lengths grow by half: copying is rare."""
         if rows <= self.rows and length <= self.length:
             return
-        rows, length = max(rows, self.rows), rounded(max(length, self.length))
+        if length > self.length:
+            length = rounded(max(length, self.length * 3 // 2))
+        rows, length = max(rows, self.rows), max(length, self.length)
         for layer in self.store:
             for k, old in enumerate(layer):
-                layer[k] = self._empty(rows, length, self.widths[k])
-                layer[k][: old.shape[0], : old.shape[1]] = old
+                layer[k] = self._empty(rows, length, self.shapes[k])
+                layer[k][: old.shape[0], :, : old.shape[2]] = old
         self.rows, self.length = rows, length
 
     def copy(self, source_B: Tensor, target_B: Tensor, length: int) -> None:
         """Rows target_B take the first `length` positions of rows source_B: to share a prompt, or to fill a gap."""
         for layer in self.store:
             for tensor in layer:
-                tensor[target_B, :length] = tensor[source_B, :length]
+                tensor[target_B, :, :length] = tensor[source_B, :, :length]
 
 
 @dataclass
@@ -75,6 +79,6 @@ class SlotWindow:
 
     def extend(self, layer: int, *new: Tensor) -> tuple[Tensor, ...]:
         stored = self.cache.store[layer]
-        for tensor, entries in zip(stored, new, strict=True):
-            tensor[self.index_B1, self.positions_Bt] = entries.to(tensor.dtype)
-        return tuple(tensor[self.first : self.first + self.rows, : self.length] for tensor in stored)
+        for tensor, entries_BthX in zip(stored, new, strict=True):
+            tensor[self.index_B1, :, self.positions_Bt] = entries_BthX.to(tensor.dtype)
+        return tuple(tensor[self.first : self.first + self.rows, :, : self.length] for tensor in stored)

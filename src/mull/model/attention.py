@@ -31,7 +31,7 @@ class Window(Protocol):
     hidden: Tensor  # [B, 1, t, S] bool: which cached positions each new token may not see
 
     def extend(self, layer: int, *new: Tensor) -> tuple[Tensor, ...]:
-        """Store entries [B, t, ...] of the new tokens; return all of each row, [B, S, ...]."""
+        """Store entries [B, t, h, X] of the new tokens; return all of each row, [B, h, S, X]."""
         ...
 
 
@@ -78,7 +78,7 @@ class GQA(nn.Module):
         rows = where.window.rows
         q, k, v = (x.unflatten(0, (rows, -1)) for x in (q_THK, k_ThK, v_ThV))
         k, v = where.window.extend(layer, k, v)
-        out = where.attend_window(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), self.scale)
+        out = where.attend_window(q.transpose(1, 2), k, v, self.scale)
         return self.o(out.transpose(1, 2).flatten(2).flatten(0, 1))
 
 
@@ -126,15 +126,13 @@ class MLA(nn.Module):
         wk_HNC, wv_HVC = w_HXC.split((cfg.nope_dim, cfg.v_dim), dim=1)
         q_HTC = torch.bmm(q_THN.transpose(0, 1), wk_HNC)
         q_HTX = torch.cat((q_HTC, q_THR.transpose(0, 1)), dim=-1)
-        # one "key head" that all query heads share
+        key_T1X = entry_TX[:, None]  # one "key head" that all query heads share
         if window is None:
-            key_T1X = entry_TX[:, None]
             mixed_THC = where.attend(q_HTX.transpose(0, 1), key_T1X, key_T1X[..., : cfg.kv_rank], self.scale)
             mixed_HTC = mixed_THC.transpose(0, 1)
         else:
             q = q_HTX.unflatten(1, (window.rows, -1)).transpose(0, 1)
-            (cached_BSX,) = window.extend(layer, entry_TX.unflatten(0, (window.rows, -1)))
-            cached = cached_BSX[:, None]
+            (cached,) = window.extend(layer, key_T1X.unflatten(0, (window.rows, -1)))
             mixed_BHtC = where.attend_window(q, cached, cached[..., : cfg.kv_rank], self.scale)
             mixed_HTC = mixed_BHtC.transpose(0, 1).flatten(1, 2)
         out_HTV = torch.bmm(mixed_HTC, wv_HVC.transpose(1, 2))
