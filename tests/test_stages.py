@@ -15,6 +15,7 @@ from small import chat, in_memory, model_of  # noqa: F401 - the fixture
 
 from mull.data.sources import Draw
 from mull.engine.engine import LocalEngine
+from mull.engine.tokenlog import EVERY
 from mull.model.config import ModelConfig
 from mull.model.families import read_config
 from mull.model.transformer import Transformer
@@ -63,7 +64,9 @@ def shape(done: Path) -> ModelConfig:
     return read_config(done / "models" / "base").model_copy(update={"mtp_layers": 1})
 
 
-def stage(folder: Path, kind: str, done: Path, shape: ModelConfig, kill: tuple[str, int] | None = None) -> Run:
+def stage(
+    folder: Path, kind: str, done: Path, shape: ModelConfig, kill: tuple[str, int] | None = None, exact: bool = False
+) -> Run:
     """Run the stage in a directory, killed behind the named step of the named stage where asked."""
     run = Run.open(folder, {"kind": kind}, quiet=True)
     log = run.log
@@ -77,7 +80,7 @@ def stage(folder: Path, kind: str, done: Path, shape: ModelConfig, kill: tuple[s
     outside = {"taught": str(done / "models" / "taught")}
     try:
         with suppress(KilledError):
-            MAINS[kind](CONFIGS[kind], Context(run, 0, torch.device("cpu"), shape, outside))
+            MAINS[kind](CONFIGS[kind], Context(run, 0, torch.device("cpu"), shape, outside, exact))
     finally:
         run.close()
     return run
@@ -115,6 +118,96 @@ def test_an_interrupted_stage_ends_in_the_same_bits(
         assert [(r.problem, r.completion.tokens, r.reward) for r in read_rollouts(one)] == [
             (r.problem, r.completion.tokens, r.reward) for r in read_rollouts(two)
         ]
+
+
+class Drawing:
+    """Counts what every engine draws; kills after so many steps, if told."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.tokens, self.left, step = 0, 1_000_000, LocalEngine._step
+
+        def counted(*words):
+            if not self.left:
+                raise KilledError
+            self.left -= 1
+            made = step(*words)
+            assert made is not None
+            self.tokens += len(made[0])
+            return made
+
+        monkeypatch.setattr(LocalEngine, "_step", counted)
+
+    def fresh(self, left: int = 1_000_000) -> None:
+        self.tokens, self.left = 0, left
+
+
+@pytest.mark.parametrize("kind", ["rl", "distill"])
+def test_in_exact_mode_answers_under_way_go_on(
+    kind: str, done: Path, shape: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in the middle of them, several times: the same bits, and nothing drawn twice but the last few tokens."""
+    drawing = Drawing(monkeypatch)
+    straight = stage(tmp_path / "straight", kind, done, shape, exact=True)
+    total, spent, lengths = drawing.tokens, 0, (20, 33, 70)
+    for steps in lengths:
+        drawing.fresh(steps)
+        stage(tmp_path / "broken", kind, done, shape, exact=True)
+        assert drawing.left == 0
+        assert not (tmp_path / "broken" / "models" / "new").exists()
+        spent += drawing.tokens
+    drawing.fresh()
+    broken = stage(tmp_path / "broken", kind, done, shape, exact=True)
+    spent += drawing.tokens
+    assert total <= spent <= total + len(lengths) * EVERY * 12
+    assert digest(straight.model_dir("new")) == digest(broken.model_dir("new"))
+    one, two = (read_rollouts(run.rollouts_path("new")) for run in (straight, broken))
+    assert [replace(r, completion=replace(r.completion, seconds=0.0)) for r in one] == [
+        replace(r, completion=replace(r.completion, seconds=0.0)) for r in two
+    ]
+    kept = {path.stem for path in broken.tokens_dir("new" if kind == "rl" else "new-own").iterdir()}
+    assert kept == ({"2", "3", "4"} if kind == "rl" else {"2"})  # the older ones are in every checkpoint
+    broken.forget_tokens()
+    assert not (broken.path / "tokens").exists()
+
+
+def test_in_fast_mode_there_is_no_log(done: Path, shape: ModelConfig, tmp_path: Path) -> None:
+    run = stage(tmp_path / "r", "rl", done, shape)
+    assert not (run.path / "tokens").exists()
+
+
+def test_half_an_exam_goes_on_and_costs_what_both_halves_did(
+    done: Path, shape: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = EvaluateConfig(name="exam", models=["taught"], exams=[Exam(task="gcd", size={"values": [1, 3]})], n=6,
+                         samples=2, temperature=1.0, max_tokens=40, thinking=[True])  # fmt: skip
+
+    def sit(folder: Path) -> tuple[list[Rollout], dict]:
+        run = Run.open(folder, {}, quiet=True)
+        try:
+            outside = {"taught": str(done / "models" / "taught")}
+            evaluate.main(cfg, Context(run, 0, torch.device("cpu"), shape, outside, exact=True))
+        finally:
+            run.close()
+        (answers,) = (folder / "rollouts").glob("*.jsonl")
+        return read_rollouts(answers), json.loads(answers.with_suffix(".json").read_text())
+
+    drawing = Drawing(monkeypatch)
+    whole, facts = sit(tmp_path / "whole")
+    total = drawing.tokens
+    drawing.fresh(EVERY + 2)
+    with pytest.raises(KilledError):
+        sit(tmp_path / "half")
+    (log,) = (tmp_path / "half" / "tokens" / "exam").iterdir()
+    _, *pieces = log.read_text().splitlines()
+    earlier = max(float(piece.rpartition(",")[2].rstrip("]")) for piece in pieces)
+    drawing.fresh()
+    answers, costs = sit(tmp_path / "half")
+    assert 0 < drawing.tokens <= total - EVERY * len(whole)
+    clockless = [replace(r, completion=replace(r.completion, seconds=0.0)) for r in (*whole, *answers)]
+    assert clockless[: len(whole)] == clockless[len(whole) :]
+    assert costs["flops"] == facts["flops"]
+    assert costs["seconds"] > earlier > 0
+    assert costs["kwh"] > 20 * earlier / 3.6e6  # at least as much as 20 W take
 
 
 @pytest.mark.parametrize("name", ["base", "taught", "practised", "student"])
