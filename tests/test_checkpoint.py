@@ -207,8 +207,8 @@ def test_a_disk_that_is_full_leaves_the_last_good(limit: int, tmp_path: Path) ->
     assert said == []
 
 
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+@pytest.fixture(name="disk")
+def filling(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
     """A file system of its own, of so many bytes; asked again, it grows."""
     place = tmp_path / "disk"
     place.mkdir()

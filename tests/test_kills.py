@@ -7,10 +7,13 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import content
+from test_checkpoint import filling, in_memory  # noqa: F401 - fixtures
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "kills.py"
 
@@ -69,6 +72,29 @@ def test_clocks_are_set_alike_and_nothing_else_is(script, done: Path, tmp_path: 
     at_rest = json.loads(script.still(done, tmp_path / "a", done)["metrics.jsonl"].splitlines()[0])
     moving = json.loads(line)
     assert {key for key in moving if at_rest[key] != moving[key]} == {"time", "seconds", "tokens_per_s"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="needs tmpfs")
+def test_a_disk_that_fills_again_and_again_costs_nothing(
+    script, disk: Callable[[int], Path], tiny: Path, mull: Callable[..., Any], tmp_path: Path
+) -> None:
+    """All stages, in exact mode. Each session is stopped by a full file system and finds a little more room."""
+    words = ["run", tiny, "exactness=exact", "--quiet", "--out"]
+    assert mull(*words, tmp_path / "peace").code == 0
+    size, stopped = 200_000, 0
+    while True:
+        folder = disk(size) / "run"
+        said = mull(*words, folder)
+        if said.code == 0:
+            break
+        assert said.code == 2, said
+        assert re.fullmatch(r"No space left on device: .* continue with: .*\n", said.err), said
+        stopped += 1
+        size = size * 8 // 7
+    assert stopped > 10
+    peace = script.still(tmp_path / "peace", tmp_path / "a", tmp_path / "peace")
+    assert script.differing(peace, script.still(folder, tmp_path / "b", tmp_path / "peace")) == {}
 
 
 @pytest.mark.slow
