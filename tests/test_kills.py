@@ -7,7 +7,9 @@ import json
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +74,26 @@ def test_clocks_are_set_alike_and_nothing_else_is(script, done: Path, tmp_path: 
     at_rest = json.loads(script.still(done, tmp_path / "a", done)["metrics.jsonl"].splitlines()[0])
     moving = json.loads(line)
     assert {key for key in moving if at_rest[key] != moving[key]} == {"time", "seconds", "tokens_per_s"}
+
+
+def test_a_clock_set_back_changes_no_bit(
+    script, brief: Path, mull: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A minute back with every look at it, from the first step to the report."""
+    assert mull("run", brief, "--out", tmp_path / "peace").code == 0
+    now = count(2e9, -60)
+    monkeypatch.setattr(time, "time", lambda: next(now))
+    said = mull("run", brief, "--out", tmp_path / "back")
+    assert said.code == 0, said
+    assert "2/2 taught       step 2/2" in said.err
+    monkeypatch.undo()
+    stamps = [json.loads(line)["time"] for line in (tmp_path / "back" / "metrics.jsonl").read_text().splitlines()]
+    assert stamps == sorted(stamps, reverse=True)
+    total = json.loads((tmp_path / "back" / "report.json").read_text())["total"]
+    assert 0 < total["seconds"] < 3600
+    assert 0 < total["usd"] < 1
+    peace, back = (script.still(tmp_path / name, tmp_path / "still", tmp_path / "peace") for name in ("peace", "back"))
+    assert script.differing(peace, back) == {}
 
 
 @pytest.mark.slow
