@@ -78,9 +78,8 @@ def long_tail(n: int, mean: int, longest: int) -> list[int]:
 
 
 def lengths_of(step: int, given: argparse.Namespace) -> list[int]:
-    """How long each answer of a step is to be; the same for whoever asks. Steps that only warm up have short ones."""
-    short = 8 if step < given.warm else given.scale
-    mean, longest, n = MEAN // short, LONGEST // short, GROUPS * SAMPLES
+    """How long each answer of a step is to be; the same for whoever asks."""
+    mean, longest, n = MEAN // given.scale, LONGEST // given.scale, GROUPS * SAMPLES
     if given.lengths == "equal":
         return [mean] * n
     lengths = long_tail(n, mean, longest)
@@ -288,26 +287,29 @@ THEIRS: Sides = {
     "trl continuous": lambda given: theirs(given, continuous=True),
     "trl continuous 8 parts": lambda given: theirs(given, continuous=True, parts=8),
 }
-STEPS = {"equal": 3, "tail": 1}  # measured in each process
+STEPS = {"equal": 3, "tail": 2}  # measured in each process
 
 
 def compare(given: argparse.Namespace, kind: str, folder: Path) -> dict[str, Any]:
-    """TRL's settings once each; then mull and the fastest of them, that one also with its allocator tuned, in turn."""
+    """One step of each of TRL's settings; then mull and the fastest of them, also with its allocator tuned, in turn."""
     given.lengths = kind
-    shared = ["--folder", str(folder), "--lengths", kind, "--warm", str(given.warm), "--scale", str(given.scale)]
-    shared += ["--steps", str(given.steps or STEPS[kind])]
+    shared = ["--folder", str(folder), "--lengths", kind, "--scale", str(given.scale)]
+    measured = [*shared, "--warm", str(given.warm), "--steps", str(given.steps or STEPS[kind])]
+    tries = [*shared, "--warm", "0", "--steps", "1"]
 
-    def side(name: str, **environment: str) -> Side:
-        return Side(["--side", name, *shared], environment)
+    def side(name: str, how: list[str] = measured, **environment: str) -> Side:
+        return Side(["--side", name, *how], environment)
 
     lengths = lengths_of(given.warm, given)
     mean = statistics.mean(lengths)
     print(f"\n{kind}: {len(lengths)} answers of {min(lengths)} to {max(lengths)} tokens, {mean:g} on average")
     settings = given.settings or list(THEIRS)
-    tried = alternate(__file__, {name: side(name) for name in settings}, 1, given.under) if len(settings) > 1 else {}
+    tried = {}
+    if len(settings) > 1:
+        tried = alternate(__file__, {name: side(name, tries) for name in settings}, 1, given.under)
     once = {name: statistics.median(one["seconds"]) for name, (one,) in tried.items()}
     for name, seconds in once.items():
-        print(f"{name}, once: {seconds:.2f} s/step, {statistics.median(tried[name][0]['generating']):.2f} generating")
+        print(f"{name}, one first step: {seconds:.2f} s, {tried[name][0]['generating'][0]:.2f} generating")
     best = min(once, key=lambda name: once[name]) if once else settings[0]
     sides = {name: side(name) for name in OURS} | {best: side(best), f"{best}, malloc tuned": side(best, **KEEP_MEMORY)}
     found = alternate(__file__, sides, given.rounds, given.under)
@@ -336,9 +338,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
     parser.add_argument("--lengths", choices=list(STEPS), help="only these; otherwise both")
     parser.add_argument("--settings", nargs="+", choices=list(THEIRS), help="of TRL, to choose the fastest of")
-    parser.add_argument("--rounds", type=int, default=5, help="fresh processes of each side")
+    parser.add_argument("--rounds", type=int, default=3, help="fresh processes of each side")
     parser.add_argument("--steps", type=int, help=f"measured steps of each process (default: {STEPS})")
-    parser.add_argument("--warm", type=int, default=1, help="short steps before them")
+    parser.add_argument("--warm", type=int, default=1, help="steps before them")
     parser.add_argument("--scale", type=int, default=1, choices=[1, 2, 4, 8], help="answers shorter by so much")
     parser.add_argument("--under", default="", help="a command to run each process under, e.g. 'taskset -c 0,1'")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")

@@ -28,13 +28,17 @@ from mull.train.trainer import TrainConfig, Trainer
 
 # what an operation's name begins with -> what it is; the first that fits
 KINDS = {
-    "matrix products": ("aten::mm", "aten::addmm", "aten::_grouped_mm", "aten::matmul", "aten::linear"),
-    "attention": ("aten::bmm", "aten::baddbmm", "aten::_softmax", "aten::_scaled_dot", "aten::_flash", "_Attend"),
-    "optimiser": ("aten::_fused_adamw", "aten::_foreach", "Optimizer"),
-    "moving rows": (
-        "aten::index", "aten::copy_", "aten::cat", "aten::sort", "aten::argsort", "aten::scatter", "aten::gather",
-        "aten::topk", "aten::bincount",
+    "matrix products": ("aten::mm", "aten::addmm", "aten::addmv", "aten::_grouped_mm", "mkldnn::_linear", "_Linear"),
+    "attention": ("aten::bmm", "aten::baddbmm", "aten::_softmax", "aten::_scaled_dot", "aten::_flash", "_Attention"),
+    "elementwise, norms": (
+        "aten::mul", "aten::add", "aten::sub", "aten::div", "aten::exp", "aten::neg", "aten::sum", "aten::sqrt",
+        "aten::pow", "aten::reciprocal", "aten::sigmoid", "aten::linalg_vector_norm", "_RMSNorm", "_SwiGLU",
     ),
+    "moving rows": (
+        "aten::index", "aten::copy_", "aten::cat", "aten::sort", "aten::scatter", "aten::gather", "aten::topk",
+        "aten::bincount", "aten::_embedding_bag", "aten::embedding",
+    ),
+    "optimiser": ("aten::_fused_adamw", "aten::_foreach", "Optimizer"),
 }  # fmt: skip
 
 
@@ -103,7 +107,7 @@ def measured(point: Point, device: torch.device, repeats: int, peak: float) -> d
 
 
 def where(point: Point, device: torch.device, steps: int = 3) -> dict[str, float]:
-    """Share of a step's own CPU time by kind of operation; what no kind names is elementwise, and called the rest."""
+    """Share of a step's own CPU time by kind of operation; what no kind names is the rest."""
     trainer = Trainer(Transformer(point.cfg).initialise(0).to(device).train(), TrainConfig(), steps=10_000)
     batch = batch_of(point, device)
     trainer.train_step([batch])
