@@ -31,14 +31,19 @@ LENGTH, COUNT = 24, 6
 @contextmanager
 def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[FlopCounterMode]:
     """The plain twins, whose every product is a matmul: the counter has no formula for the CPU's fused attention
-    and counts a grouped product as if each token met every expert. It has none for oneDNN's x W^T either."""
+    and counts a grouped product as if each token met every expert. It has none for oneDNN's x W^T either, nor for a
+    product that is added to what is there."""
 
     def one_dnn(x: torch.Size, weight: torch.Size, *_, **__) -> int:
         return 2 * x[0] * weight[0] * weight[1]
 
+    def added(_: torch.Size, a: torch.Size, b: torch.Size, *__, **___) -> int:
+        return 2 * a[0] * a[1] * b[1]
+
+    known = {torch.ops.mkldnn._linear_pointwise: one_dnn, torch.ops.aten.addmm_: added}
     monkeypatch.setattr(mull.model.attention, "attend", attend_plain)
     monkeypatch.setattr(mull.model.moe, "routed", lambda *given: routed_plain(*given[:5]))
-    with FlopCounterMode(display=False, custom_mapping={torch.ops.mkldnn._linear_pointwise: one_dnn}) as counter:
+    with FlopCounterMode(display=False, custom_mapping=known) as counter:
         yield counter
 
 

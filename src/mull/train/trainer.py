@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
 from mull.config import Config
 from mull.data.batch import Batch
-from mull.dist import precision
+from mull.dist import exact, precision
 from mull.ledger import Entry
 from mull.model.flops import training_flops
 from mull.model.moe import MoE, Trace, fingerprints
 from mull.model.transformer import Transformer
+from mull.ops.cross_entropy import cross_entropy
 from mull.run import Run
 from mull.train import checkpoint
 from mull.train.losses import LOSSES, MAXIMA, LossConfig
@@ -108,25 +108,30 @@ class Trainer:
         model, cfg = self.model, self.cfg
         with precision(model.device, self.fp32):
             hidden_TD = model(batch.tokens_T, batch.documents, trace)
-            logits_NV = model.logits(hidden_TD[batch.predict_N])
             ahead = model.predict_ahead(batch.tokens_T, hidden_TD, batch.documents, trace) if cfg.mtp_weight else []
-        main, parts = self.loss(logits_NV, batch, cfg.loss)
+        if cfg.loss.name == "ce":
+            main, right = self._cross_entropy(hidden_TD, batch.predict_N, batch.target_N)
+            parts = {"token_accuracy": right}
+        else:
+            main, parts = self.loss(model.logits(hidden_TD.index_select(0, batch.predict_N)), batch, cfg.loss)
         parts["loss"] = main.detach()
         if batch.route_N is not None:
             blocks = trace.chosen[: len(trace.chosen) - len(ahead)]  # without those of the layers that predict ahead
             parts["rerouted"] = (fingerprints(blocks, model.cfg.experts)[batch.predict_N] != batch.route_N).sum()
         total = main / predicted
         for depth, state_TD in enumerate(ahead, 2):
-            at_M, target_M = batch.ahead(depth)
-            with precision(model.device, self.fp32):
-                logits_MV = model.logits(state_TD[at_M])
-            mtp = F.cross_entropy(logits_MV, target_M, reduction="sum")
+            mtp, _ = self._cross_entropy(state_TD, *batch.ahead(depth))
             total = total + cfg.mtp_weight / len(ahead) * mtp / predicted
             parts[f"mtp_loss_{depth}"] = mtp.detach()
         if trace.balance and cfg.balance_weight:
             share = len(batch.target_N) / predicted
             total = total + cfg.balance_weight * share * torch.stack(trace.balance).sum()
         return total, parts
+
+    def _cross_entropy(self, hidden_TD: Tensor, at_N: Tensor, target_N: Tensor) -> tuple[Tensor, Tensor]:
+        """LOSSES["ce"] without all logits at once, in fp32 as `Transformer.logits` is: (sum, how many are right)."""
+        with exact(hidden_TD.device):
+            return cross_entropy(hidden_TD.float(), self.model.head.weight.float(), at_N, target_N)
 
     def _balance(self, load_LE: Tensor) -> dict[str, float]:
         """bias += speed * sign(mean load - load), once per step over the whole batch. Returns the worst imbalance."""
