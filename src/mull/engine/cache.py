@@ -36,7 +36,7 @@ class Cache:
         self.layers = cfg.layers
         self.device, self.dtype = device, dtype
         self.rows = self.length = 0
-        self.store: list[list[Tensor]] = [[self._empty(0, 0, shape) for shape in self.shapes] for _ in range(self.layers)]
+        self.store = [[self._empty(0, 0, shape) for shape in self.shapes] for _ in range(self.layers)]
 
     def _empty(self, rows: int, length: int, shape: tuple[int, int]) -> Tensor:
         # zeros, not empty: what lies beyond a row's end is masked, but NaN * 0 would still be NaN

@@ -28,6 +28,8 @@ from mull.ops.attention import Documents
 from mull.text.chat import Chat, Parser
 from mull.types import Completion, Delta, Request, UserError
 
+STEP = 16  # more rows than this are a multiple of it
+
 
 @dataclass
 class _Made:
@@ -60,7 +62,7 @@ def out_of_memory(error: Exception) -> bool:
     """Whether a device or the machine had no more to give; torch has no exception of its own for CPUs."""
     said = str(error).lower()
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
-        sign in said for sign in ("not enough memory", "defaultcpuallocator", "cannot allocate memory")
+        sign in said for sign in ("not enough memory", "defaultcpuallocator", "cannot allocate memory", "bad_alloc")
     )
 
 
@@ -247,8 +249,11 @@ class LocalEngine:
     def _decode(self, cache: Cache, scheduler: Scheduler, rows: int, last_B: Tensor) -> _Next:
         """One token further for the first `rows` rows."""
         lengths = [s.length for s in scheduler.running[:rows]]
-        # rows that no sequence has: the exact kernels want enough of them; what they leave in the cache is overwritten
-        idle = max(0, row_floor() - rows) if self.model.exact else 0
+        # Rows that no sequence has. The exact kernels want enough rows, and oneDNN compiles a kernel for each number of
+        # them, which are to be few. What they leave in the cache is overwritten.
+        idle = -rows % STEP if rows > STEP else 0
+        if self.model.exact:
+            idle = max(idle, row_floor() - rows)
         cache.reserve(rows + idle, max(lengths))
         at_B = torch.tensor([*lengths, *[1] * idle], device=last_B.device) - 1  # the newest token is not cached yet
         newest_B = torch.cat((last_B, last_B.new_zeros(idle)))
