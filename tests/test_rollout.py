@@ -191,7 +191,8 @@ def test_only_a_lack_of_memory_is_taken_for_one(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(("error", "lacking"), [
-    (MemoryError(), True), (torch.OutOfMemoryError("CUDA out of memory."), True), (RuntimeError("std::bad_alloc"), True),
+    (MemoryError(), True), (torch.OutOfMemoryError("CUDA out of memory."), True),
+    (RuntimeError("std::bad_alloc"), True),
     (RuntimeError("[enforce fail at alloc_cpu.cpp:129] err == 0. DefaultCPUAllocator: can't allocate memory"), True),
     (RuntimeError("not enough memory: you tried to allocate 1 bytes."), True),
     (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
