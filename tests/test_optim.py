@@ -45,6 +45,27 @@ def test_orthogonalise_brings_singular_values_to_about_one(shape: tuple[int, ...
     assert float((orthogonalise(matrix) * nearest).sum()) / float(before.S.numel()) > 0.7
 
 
+def orthogonalise_plain(matrix: torch.Tensor) -> torch.Tensor:
+    """Newton-Schulz as it is written down, one matrix at a time, in double precision."""
+    x = matrix.double() / matrix.double().norm()
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x - 4.7750 * gram @ x + 2.0315 * gram @ gram @ x
+    return x
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (60, 64), (64, 60), (6, 12), (6, 13), (12, 6), (20, 128), (128, 20), (1, 9)])
+def test_orthogonalise_equals_the_plain_iteration(shape: tuple[int, int]) -> None:
+    """Squarish matrices and long ones, which are iterated another way; small singular values too."""
+    matrix = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0))
+    matrix[1:3, :, 1:] *= 1e-3  # nearly of rank one
+    got = orthogonalise(matrix)
+    for one, plain in zip(got, map(orthogonalise_plain, matrix), strict=True):
+        torch.testing.assert_close(one.double(), plain, atol=2e-3, rtol=0)
+    assert torch.equal(got[0], orthogonalise(matrix[0]))
+    assert torch.equal(got.reshape(2, 2, *shape), orthogonalise(matrix.reshape(2, 2, *shape)))
+
+
 def test_muon_equals_one_matrix_at_a_time() -> None:
     """Three steps of stacks and single matrices, equal shapes among them, against torch's own 2-D Muon."""
     g = torch.Generator().manual_seed(0)

@@ -49,15 +49,29 @@ def learning_rate(cfg: OptimConfig, step: int, steps: int) -> float:
 
 
 def orthogonalise(matrix: Tensor, iterations: int = 5) -> Tensor:
-    """Nearest semi-orthogonal matrix, roughly: singular values go to about 1. [..., m, n], leading axes are a batch."""
+    """Nearest semi-orthogonal matrix, roughly: singular values go to about 1. [..., m, n], leading axes are a batch.
+
+    X <- (a + b G + c G^2) X with G = X X^T of the shorter side. Where the other is at least twice as long, X waits: all
+    factors are polynomials in G, so the next G and the product of factors need no X, and X is multiplied once.
+    """
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = matrix.shape[-2] > matrix.shape[-1]
-    x = matrix.transpose(-1, -2) if tall else matrix
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    for _ in range(iterations):
-        gram = x @ x.transpose(-1, -2)
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.transpose(-1, -2) if tall else x
+    x = matrix.reshape(-1, *matrix.shape[-2:])
+    x = x.transpose(1, 2) if tall else x
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    if 2 * x.shape[1] > x.shape[2]:
+        for _ in range(iterations):
+            gram = x @ x.transpose(1, 2)
+            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    else:
+        gram = product = x @ x.transpose(1, 2)
+        for step in range(iterations):
+            factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+            factor.diagonal(dim1=1, dim2=2).add_(a)
+            product = factor @ product if step else factor
+            gram = factor @ (factor @ gram) if step < iterations - 1 else gram
+        x = product @ x
+    return (x.transpose(1, 2) if tall else x).reshape(matrix.shape)
 
 
 class Muon(torch.optim.Optimizer):
