@@ -35,14 +35,20 @@ class _Sigmoid(Function):
         return (1 - y).mul_(y).mul_(grad)
 
 
+def _swiglu(both_T2F: Tensor, weight_T1: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The result, and sigmoid(gate)."""
+    gate_TF, up_TF = both_T2F.chunk(2, dim=-1)
+    open_TF = _sigmoid(gate_TF)
+    hidden_TF = (gate_TF * open_TF).mul_(up_TF)
+    return hidden_TF if weight_T1 is None else hidden_TF.mul_(weight_T1), open_TF
+
+
 class _SwiGLU(Function):
     @staticmethod
     def forward(ctx: Any, both_T2F: Tensor, weight_T1: Tensor | None) -> Tensor:
-        gate_TF, up_TF = both_T2F.chunk(2, dim=-1)
-        open_TF = _sigmoid(gate_TF)
+        hidden_TF, open_TF = _swiglu(both_T2F, weight_T1)
         ctx.save_for_backward(both_T2F, open_TF, weight_T1)
-        hidden_TF = (gate_TF * open_TF).mul_(up_TF)
-        return hidden_TF if weight_T1 is None else hidden_TF.mul_(weight_T1)
+        return hidden_TF
 
     @staticmethod
     @once_differentiable
@@ -70,6 +76,8 @@ def sigmoid(x: Tensor) -> Tensor:
 
 def swiglu(both_T2F: Tensor, weight_T1: Tensor | None = None) -> Tensor:
     """silu(gate) * up * weight, [T, F], of [gate | up]; without `weight_T1` it is 1. arXiv 2002.05202."""
+    if both_T2F.device.type == "cpu" and not torch.is_grad_enabled():
+        return _swiglu(both_T2F, weight_T1)[0]
     if both_T2F.device.type == "cpu":
         return _SwiGLU.apply(both_T2F, weight_T1)  # type: ignore[return-value]
     return swiglu_plain(both_T2F, weight_T1)
