@@ -318,7 +318,7 @@ class Case:
         """One run, killed by each of the strikes that comes before its end; sessions take turns in the nurseries."""
         out = self.folder / f"run-{self.runs}"
         self.runs += 1
-        turns = cycle(nurseries)
+        turns, before = cycle(nurseries), self.kills.total()
         for strike in chain(strikes, repeat(Strike())):
             whole, dealings = next(turns).session(self.recipe, out, strike)
             if whole:
@@ -326,11 +326,12 @@ class Case:
             self.kills["by place" if strike.at else "by time"] += 1
             self.where[_kind(dealings[-1]) if dealings else "nothing yet"] += 1
         wrong = differing(self.ends, still(out, self.folder / "still", self.folder / "peace"))
+        killed = self.kills.total() - before
+        print(f"{self.name}, run {self.runs}: {killed} kills, {sum(wrong.values())} differing bits", flush=True)
         for name, bits in wrong.items():
-            print(f"  {out}: {name} differs in {bits} bits")
+            print(f"  {name}: {bits}", flush=True)
         self.wrong += sum(wrong.values())
-        if not wrong:
-            shutil.rmtree(out)
+        shutil.rmtree(out)
 
 
 def _kind(dealing: str) -> str:
