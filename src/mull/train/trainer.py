@@ -91,7 +91,7 @@ class Trainer:
             step_load = torch.stack(trace.load) if trace.load else None
             load = step_load if load is None or step_load is None else load + step_load
         metrics = {name: v if name in MAXIMA else v / predicted for name, v in sums.items()}
-        metrics["grad_norm"] = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.cfg.optim.clip))
+        metrics["grad_norm"] = self._clip()
         if self._broken(metrics):
             return metrics  # the caller stops; the weights are still those of the step before
         rate = learning_rate(self.cfg.optim, self.step, self.steps)
@@ -127,6 +127,13 @@ class Trainer:
             share = len(batch.target_N) / predicted
             total = total + cfg.balance_weight * share * torch.stack(trace.balance).sum()
         return total, parts
+
+    def _clip(self) -> float:
+        """The norm of all gradients together, which are scaled down where it exceeds `clip`, else left alone."""
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        if norm > self.cfg.optim.clip:
+            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.cfg.optim.clip, norm)
+        return float(norm)
 
     def _cross_entropy(self, hidden_TD: Tensor, at_N: Tensor, target_N: Tensor) -> tuple[Tensor, Tensor]:
         """LOSSES["ce"] without all logits at once, in fp32 as `Transformer.logits` is: (sum, how many are right)."""
