@@ -49,7 +49,7 @@ def requests(cfg: ModelConfig, n: int, seed: int = 0) -> list[Request]:
         if made and i % 3 == 0:
             prompt = made[-1].tokens
         heat = draw.choice([0.0, 1.0, 1.0])
-        made.append(Request(prompt, Sampling(max_tokens=draw.randrange(1, 90), temperature=heat), (7, i)))
+        made.append(Request(prompt, Sampling(max_tokens=draw.randrange(1, 60), temperature=heat), (7, i)))
     return made
 
 
@@ -101,11 +101,11 @@ def test_exact_attention_computes_attention_and_its_gradient(heads: tuple[int, i
 @pytest.mark.parametrize("name", SHAPES)
 def test_company_order_and_rows_change_no_bit_of_an_answer(name: str) -> None:
     cfg = SHAPES[name]
-    asked = requests(cfg, 24)
-    together = answers(cfg, asked, rows=24)
+    asked = requests(cfg, 16)
+    together = answers(cfg, asked, rows=16)
     assert answers(cfg, asked, rows=5) == together
     assert answers(cfg, asked[::-1], rows=9)[::-1] == together
-    assert [answers(cfg, [one], rows=1)[0] for one in asked[:4]] == together[:4]
+    assert [answers(cfg, [one], rows=1)[0] for one in asked[:2]] == together[:2]
     assert sum(len(answer.tokens) for answer in together) > 200
 
 

@@ -43,16 +43,19 @@ class Cache:
         return torch.zeros(rows, shape[0], length, shape[1], device=self.device, dtype=self.dtype)
 
     def reserve(self, rows: int, length: int) -> None:
-        """Room for `rows` sequences of `length` tokens; what is stored stays. Lengths grow by half: copying is rare."""
+        """Room for `rows` sequences of `length` tokens; what is stored of them stays, and nothing of other rows.
+
+        Lengths grow by half: copying is rare.
+        """
         if rows <= self.rows and length <= self.length:
             return
         if length > self.length:
             length = rounded(max(length, self.length * 3 // 2))
-        rows, length = max(rows, self.rows), max(length, self.length)
+        length = max(length, self.length)
         for layer in self.store:
             for k, old in enumerate(layer):
                 layer[k] = self._empty(rows, length, self.shapes[k])
-                layer[k][: old.shape[0], :, : old.shape[2]] = old
+                layer[k][: old.shape[0], :, : old.shape[2]] = old[:rows]
         self.rows, self.length = rows, length
 
     def copy(self, source_B: Tensor, target_B: Tensor, length: int) -> None:
@@ -64,21 +67,26 @@ class Cache:
 
 @dataclass
 class SlotWindow:
-    """Consecutive rows of a cache as one forward pass sees them (model.attention.Window)."""
+    """Consecutive rows of a cache as one forward pass sees them (model.attention.Window).
+
+    `idle` rows follow the others in the pass and have no place in the cache.
+    """
 
     cache: Cache
     first: int  # first row
     positions_Bt: Tensor  # where each new token goes
     length: int  # positions in sight
+    idle: int = 0
 
     def __post_init__(self) -> None:
-        self.rows = self.positions_Bt.shape[0]
-        self.index_B1 = torch.arange(self.first, self.first + self.rows, device=self.positions_Bt.device)[:, None]
+        self.stored = self.positions_Bt.shape[0]
+        self.rows = self.stored + self.idle
+        self.index_B1 = torch.arange(self.first, self.first + self.stored, device=self.positions_Bt.device)[:, None]
         at_S = torch.arange(self.length, device=self.positions_Bt.device)
         self.hidden = (at_S > self.positions_Bt[:, :, None])[:, None]
 
     def extend(self, layer: int, *new: Tensor) -> tuple[Tensor, ...]:
-        stored = self.cache.store[layer]
-        for tensor, entries_BthX in zip(stored, new, strict=True):
-            tensor[self.index_B1, :, self.positions_Bt] = entries_BthX.to(tensor.dtype)
-        return tuple(tensor[self.first : self.first + self.rows, :, : self.length] for tensor in stored)
+        tensors = self.cache.store[layer]
+        for tensor, entries_BthX in zip(tensors, new, strict=True):
+            tensor.transpose(1, 2)[self.index_B1, self.positions_Bt] = entries_BthX[: self.stored].to(tensor.dtype)
+        return tuple(tensor[self.first : self.first + self.stored, :, : self.length] for tensor in tensors)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mull.dist import precision, row_floor
@@ -250,15 +251,15 @@ class LocalEngine:
         """One token further for the first `rows` rows."""
         lengths = [s.length for s in scheduler.running[:rows]]
         # Rows that no sequence has. The exact kernels want enough rows, and oneDNN compiles a kernel for each number of
-        # them, which are to be few. What they leave in the cache is overwritten.
+        # them, which are to be few.
         idle = -rows % STEP if rows > STEP else 0
         if self.model.exact:
             idle = max(idle, row_floor() - rows)
-        cache.reserve(rows + idle, max(lengths))
-        at_B = torch.tensor([*lengths, *[1] * idle], device=last_B.device) - 1  # the newest token is not cached yet
-        newest_B = torch.cat((last_B, last_B.new_zeros(idle)))
-        window = SlotWindow(cache, 0, at_B[:, None], rounded(max(lengths)))
-        hidden_BD, trace = self._extend(newest_B, at_B[:, None], window)
+        cache.reserve(rows, max(lengths))
+        at_B = torch.tensor(lengths, device=last_B.device) - 1  # the newest token is not cached yet
+        window = SlotWindow(cache, 0, at_B[:, None], rounded(max(lengths)), idle)
+        at_B, newest_B = (F.pad(x_B, (0, idle)) for x_B in (at_B, last_B))
+        hidden_BD, trace = self._extend(newest_B, at_B, window)
         return self._next(hidden_BD, trace, torch.arange(rows, device=last_B.device))
 
     def _prefill(self, cache: Cache, scheduler: Scheduler, first: int, groups: list[list[Job]]) -> _Next:
@@ -273,17 +274,18 @@ class LocalEngine:
         ids_Bt = torch.tensor([[*p, *[0] * (longest - len(p))] for p in prompts], device=device)
         at_Bt = torch.arange(longest, device=device).expand(len(groups), -1)
         # prompts go to consecutive rows first; spreading them to their groups' rows is a copy from the back
-        hidden_TD, trace = self._extend(ids_Bt.flatten(), at_Bt, SlotWindow(cache, first, at_Bt, rounded(longest)))
+        window = SlotWindow(cache, first, at_Bt, rounded(longest))
+        hidden_TD, trace = self._extend(ids_Bt.flatten(), at_Bt.flatten(), window)
         owner = torch.repeat_interleave(torch.arange(len(groups)), torch.tensor(sizes)).to(device)
         if len(owner) > len(groups):
             cache.copy(first + owner, first + torch.arange(len(owner), device=device), longest)
         ends = torch.tensor([at * longest + len(p) - 1 for at, p in enumerate(prompts)], device=device)
         return self._next(hidden_TD, trace, ends, owner)
 
-    def _extend(self, tokens_T: Tensor, at_Bt: Tensor, window: SlotWindow) -> tuple[Tensor, Trace | None]:
+    def _extend(self, tokens_T: Tensor, at_T: Tensor, window: SlotWindow) -> tuple[Tensor, Trace | None]:
         trace = Trace() if self.routes else None
         with torch.inference_mode(), precision(tokens_T.device, self.fp32):
-            return self.model.extend(tokens_T, at_Bt.flatten(), window, trace), trace
+            return self.model.extend(tokens_T, at_T, window, trace), trace
 
     def _next(self, hidden_TD: Tensor, trace: Trace | None, ends: Tensor, owner: Tensor | None = None) -> _Next:
         """From the states at `ends`; `owner` tells for each sequence which of them is its own."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mull.model.config import ModelConfig
@@ -25,9 +26,12 @@ from mull.ops.exact import attend_exact, attend_window_exact
 
 
 class Window(Protocol):
-    """A cache as one forward pass sees it: B rows of the same number of new tokens (engine/cache.py)."""
+    """A cache as one forward pass sees it: B rows of the same number of new tokens (engine/cache.py).
 
-    rows: int
+    The pass may have more rows than B behind them, which are not cached and whose results nobody reads.
+    """
+
+    rows: int  # all rows of the pass
     hidden: Tensor  # [B, 1, t, S] bool: which cached positions each new token may not see
 
     def extend(self, layer: int, *new: Tensor) -> tuple[Tensor, ...]:
@@ -51,9 +55,11 @@ class Where:
         return (attend_exact if self.exact else attend)(q_THK, k_ThK, v_ThV, self.documents, scale)
 
     def attend_window(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        """New tokens [B, H, t, K] attend to cached ones [B, h, S, .]: [B, H, t, V]."""
+        """New tokens [rows, H, t, K] attend to cached ones [B, h, S, .]: [rows, H, t, V], zeros behind the first B."""
         assert self.window is not None
-        return (attend_window_exact if self.exact else attend_window)(q, k, v, self.window.hidden, scale)
+        attend_ = attend_window_exact if self.exact else attend_window
+        out = attend_(q[: len(k)], k, v, self.window.hidden, scale)
+        return out if len(k) == len(q) else F.pad(out, (0, 0, 0, 0, 0, 0, 0, len(q) - len(k)))
 
 
 class GQA(nn.Module):
