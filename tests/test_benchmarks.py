@@ -172,14 +172,14 @@ def test_other_work_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_activations_are_counted_once_and_without_parameters():
     scaling = load("scaling")
-    point = scaling.Point(SMALL, length=16, batch=2)
-    model = Transformer(SMALL).initialise(0)
-    batch = scaling.batch_of(point, torch.device("cpu"))
-    kept = scaling.kept_bytes(model, batch)
-    twice = scaling.kept_bytes(model, scaling.batch_of(scaling.Point(SMALL, length=16, batch=4), torch.device("cpu")))
-    logits = 4 * len(batch.target_N) * SMALL.vocab
-    assert kept > logits
-    assert 1.9 * kept < twice < 2.0 * kept  # the weights' share does not grow
+    trainer = scaling.Trainer(Transformer(SMALL).initialise(0), scaling.TrainConfig(), steps=10)
+
+    def kept(batch: int) -> int:
+        return scaling.kept_bytes(trainer, scaling.batch_of(scaling.Point(SMALL, 16, batch), torch.device("cpu")))
+
+    assert kept(2) > 2 * 16 * SMALL.layers * SMALL.width * 4  # what enters each layer, at least
+    assert kept(4) < 2 * kept(2)  # what does not grow with the tokens is small
+    assert 1.9 * kept(8) < kept(16) < 2.0 * kept(8)
 
 
 def test_scaling_writes_its_table_and_its_plot(

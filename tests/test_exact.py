@@ -162,7 +162,7 @@ def test_models_of_a_real_width_too(name: str) -> None:
 def step(model: Transformer, rolled: Sequence[Rollout], exact: bool = True) -> dict[str, float]:
     cfg = RLConfig(name="x", init="y", steps=1, tasks=[])
     train = TrainConfig(loss=LossConfig(name="grpo"))
-    trainer = Trainer(model.exactly(exact), train, 1, limits=limits(cfg, exact))
+    trainer = Trainer(model.exactly(exact), train, 1, limits=limits(cfg, exact, bool(model.cfg.experts)))
     metrics = trainer.train_step([collate([from_rollout(r) for r in rolled])])
     assert trainer.step == (trainer._broken(metrics) is None)
     return metrics
@@ -207,7 +207,7 @@ def test_a_whole_stage_never_drifts(done: Path, tmp_path: Path) -> None:
 
 
 def test_a_broken_promise_says_what_to_do() -> None:
-    wanted = limits(RLConfig(name="x", init="y", steps=1, tasks=[]), exact=True)
+    wanted = limits(RLConfig(name="x", init="y", steps=1, tasks=[]), exact=True, mixture=True)
     assert {limit.most for limit in wanted.values()} == {0.0}
     assert "exactness=fast" in INEXACT
 

@@ -38,6 +38,8 @@ class Model:
 
     def __init__(self, located: Located, device: str = "auto", exact: bool = False):
         where = dist.device(device)
+        if exact and where.type != "cpu":
+            raise UserError(f"Exact answers have been checked on CPUs only, not on {where.type}; give the device cpu.")
         self.located, self.folder = located, located.folder
         self.chat = Chat.load(located.folder)
         self.engine = LocalEngine(load_model(located.folder, where).exactly(exact), self.chat)

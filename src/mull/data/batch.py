@@ -79,7 +79,8 @@ def collate(examples: Sequence[Example], device: torch.device | str = "cpu") -> 
         batch.logprob_N = torch.tensor(flat, dtype=torch.float32, device=device)[target_at]
         advantage = torch.tensor([e.advantage for e in examples], dtype=torch.float32, device=device)
         batch.advantage_N = advantage[batch.example_N]
-    if examples[0].routes is not None:
+    if any(e.routes is not None for e in examples):
+        assert all(e.routes is not None for e in examples)
         batch.route_N = torch.tensor([r for e in examples for r in (e.routes or ())], device=device)[target_at]
     return batch
 

@@ -28,12 +28,12 @@ def rounded(length: int) -> int:
 
 
 class Cache:
-    """Storage for the layers of one model. Grows as asked; never shrinks before it is dropped."""
+    """Storage for the layers of one model. Grows as asked; when it does, rows that are not asked for go."""
 
     def __init__(self, cfg: ModelConfig, device: torch.device, dtype: torch.dtype):
         # [h, X] of each tensor of a layer
         self.shapes = [(1, cfg.kv_rank + cfg.rope_dim)] if cfg.latent else [(cfg.kv_heads, cfg.head_dim)] * 2
-        self.layers = cfg.layers
+        self.layers, self.limit = cfg.layers, cfg.max_length
         self.device, self.dtype = device, dtype
         self.rows = self.length = 0
         self.store = [[self._empty(0, 0, shape) for shape in self.shapes] for _ in range(self.layers)]
@@ -50,7 +50,7 @@ class Cache:
         if rows <= self.rows and length <= self.length:
             return
         if length > self.length:
-            length = rounded(max(length, self.length * 3 // 2))
+            length = rounded(max(length, min(self.length * 3 // 2, self.limit)))
         length = max(length, self.length)
         for layer in self.store:
             for k, old in enumerate(layer):

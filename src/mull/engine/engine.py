@@ -161,13 +161,14 @@ class LocalEngine:
         """Yields (index, completion) as requests finish; with every_token also the _Made after each token."""
         for r in requests:
             self._check(r.tokens, room=1)
-        began = time.perf_counter()
+        began, earlier = time.perf_counter(), 0.0
         made = [_Made(r, stream_of(r.sampling.seed, r.key)) for r in requests]
         known: Mapping[tuple[int, ...], Drawn] = {}
         if log is not None:
             assert len({r.key for r in requests}) == len(requests)
             known = log.begin(identity(self.model.state_dict(), requests))
-            began -= log.seconds
+            earlier = log.seconds
+            began -= earlier
         scheduler = Scheduler(self.max_rows)
         for i, one in enumerate(made):
             if (stopped := self._take_up(i, one, known.get(one.key), scheduler)) is not None:
@@ -187,7 +188,8 @@ class LocalEngine:
             source, finished = scheduler.record(stopped)
             seconds = time.perf_counter() - began
             if log is not None:
-                log.follow([made[s.index] for s in scheduler.running], [made[s.index] for s, _ in finished], seconds)
+                running, ended = scheduler.running, [sequence for sequence, _ in finished]
+                log.follow([made[s.index] for s in running], [made[s.index] for s in ended], seconds - earlier)
             for sequence, stop in finished:
                 yield sequence.index, self._completion(made[sequence.index], stop, seconds)
             last_B = self._close_gaps(cache, scheduler, source, step[0])
@@ -260,7 +262,7 @@ class LocalEngine:
         window = SlotWindow(cache, 0, at_B[:, None], rounded(max(lengths)), idle)
         at_B, newest_B = (F.pad(x_B, (0, idle)) for x_B in (at_B, last_B))
         hidden_BD, trace = self._extend(newest_B, at_B, window)
-        return self._next(hidden_BD, trace, torch.arange(rows, device=last_B.device))
+        return self._next(hidden_BD, trace, slice(None), slice(rows))
 
     def _prefill(self, cache: Cache, scheduler: Scheduler, first: int, groups: list[list[Job]]) -> _Next:
         """Compute each group's prompt in the group's first row, then copy it to the others."""
@@ -287,14 +289,13 @@ class LocalEngine:
         with torch.inference_mode(), precision(tokens_T.device, self.fp32):
             return self.model.extend(tokens_T, at_T, window, trace), trace
 
-    def _next(self, hidden_TD: Tensor, trace: Trace | None, ends: Tensor, owner: Tensor | None = None) -> _Next:
+    def _next(self, hidden_TD: Tensor, trace: Trace | None, ends: Tensor | slice, owner: Tensor | slice) -> _Next:
         """From the states at `ends`; `owner` tells for each sequence which of them is its own."""
         with torch.inference_mode():
-            logits = self.model.logits(hidden_TD[ends])
-            route = fingerprints(trace.chosen, self.model.cfg.experts)[ends] if trace is not None else None
-        if owner is None:
-            return _Next(logits, route)
-        return _Next(logits[owner], None if route is None else route[owner])
+            logits = self.model.logits(hidden_TD[ends])[owner]
+            if trace is None:
+                return _Next(logits, None)
+            return _Next(logits, fingerprints(trace.chosen, self.model.cfg.experts)[ends][owner])
 
     def _draw(self, logits_BV: Tensor, scheduler: Scheduler, made: list[_Made]) -> tuple[Tensor, Tensor]:
         running = [made[s.index] for s in scheduler.running]

@@ -10,6 +10,7 @@ T tokens  D width  E experts  K chosen experts  G groups  F expert width
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -34,14 +35,19 @@ class Trace:
     chosen: list[Tensor] = field(default_factory=list)  # [T, K] expert ids
 
 
+@functools.cache
+def _codes(layers: int, experts: int, device: torch.device) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(-(2**62), 2**62, (layers, experts), generator=generator).to(device)
+
+
 def fingerprints(chosen: Sequence[Tensor], experts: int) -> Tensor:
     """One integer per token for the experts it was sent to in all layers: [T] int64 from a Trace's `chosen`.
 
     A token's experts within a layer are a set: their order does not count. Different routes share a number with a
     chance of about 2^-62.
     """
-    generator = torch.Generator().manual_seed(0)
-    table_LE = torch.randint(-(2**62), 2**62, (len(chosen), experts), generator=generator).to(chosen[0].device)
+    table_LE = _codes(len(chosen), experts, chosen[0].device)
     return torch.stack([code_E[one_TK].sum(dim=1) for code_E, one_TK in zip(table_LE, chosen, strict=True)]).sum(dim=0)
 
 
@@ -50,7 +56,7 @@ class Router(nn.Module):
 
     def __init__(self, cfg: ModelConfig):
         super().__init__()
-        self.cfg = cfg
+        self.cfg, self.exact = cfg, False
         self.weight = nn.Parameter(torch.empty(cfg.experts, cfg.width))
         self.register_buffer("bias", torch.zeros(cfg.experts, dtype=torch.float32))
 
@@ -58,7 +64,7 @@ class Router(nn.Module):
         """(chosen experts [T, K], their weights [T, K], all scores [T, E]); fp32 throughout, under autocast too."""
         cfg = self.cfg
         with exact(x_TD.device):
-            score_TE = sigmoid(linear(x_TD.float(), self.weight.float()))
+            score_TE = sigmoid(linear(x_TD.float(), self.weight.float(), exact=self.exact))
         choice_TE = score_TE.detach() + self.bias
         if cfg.active_groups < cfg.groups:
             choice_TGe = choice_TE.unflatten(1, (cfg.groups, -1))

@@ -95,7 +95,8 @@ class _Attention(Function):
                 score_Mbe.unflatten(1, (-1, size))[..., block.begin :].add_(future[:size, :size])
                 weight_Mbe = score_Mbe.softmax(dim=-1)
                 torch.bmm(weight_Mbe, v_MLV[:, : block.end], out=out_MbV)
-                kept.append(weight_Mbe)
+                if any(ctx.needs_input_grad):
+                    kept.append(weight_Mbe)
         ctx.save_for_backward(q_QK, k_XK, v_XV, out_QV, *kept)
         ctx.layout, ctx.scale = layout, scale
         return out_QV.index_select(0, layout.query_home).view(*q_THK.shape[:2], -1)

@@ -23,6 +23,7 @@ from pydantic import Field, field_validator
 
 from mull.data.batch import Batch, collate
 from mull.data.sources import Draw, Problems, from_rollout, seed_of
+from mull.dist import row_floor
 from mull.engine.rollout import rollouts, spent
 from mull.stages.stage import Context, StageConfig, own_loss
 from mull.train.losses import LossConfig
@@ -66,11 +67,12 @@ INEXACT = (
 )
 
 
-def limits(cfg: RLConfig, exact: bool) -> dict[str, Limit]:
+def limits(cfg: RLConfig, exact: bool, mixture: bool) -> dict[str, Limit]:
     """How far sampler and trainer may be apart before a step is not taken."""
-    if exact:
-        return {"max_gap": Limit(0.0, INEXACT), "rerouted": Limit(0.0, INEXACT)}
-    return {"max_gap": Limit(cfg.max_gap, APART)}
+    if not exact:
+        return {"max_gap": Limit(cfg.max_gap, APART)}
+    equal = Limit(0.0, INEXACT)
+    return {"max_gap": equal, "rerouted": equal} if mixture else {"max_gap": equal}
 
 
 def main(cfg: RLConfig, ctx: Context) -> None:
@@ -81,7 +83,8 @@ def main(cfg: RLConfig, ctx: Context) -> None:
         sampler, _ = ctx.load(cfg.init, mtp=False)
         # bf16 would round sampler and trainer further apart than max_gap allows, and hide a real fault
         engine = ctx.engine(sampler, chat, cfg.rows, fp32=True, routes=True)
-        trainer = Trainer(model, cfg.train, cfg.steps, limits=limits(cfg, ctx.exact), fp32=True)
+        bounds = limits(cfg, ctx.exact, mixture=model.cfg.experts > 0)
+        trainer = Trainer(model, cfg.train, cfg.steps, limits=bounds, fp32=True)
         problems = Problems(cfg.tasks, seed_of(ctx.seed, stage))
         sampling = Sampling(max_tokens=cfg.max_tokens, seed=seed_of(ctx.seed, stage, "draws"))
         cursor = 0
@@ -118,7 +121,8 @@ def main(cfg: RLConfig, ctx: Context) -> None:
                     f"(mean {_mean(r.reward for r in drawn):.2f}); there is nothing to learn. "
                     "Choose easier or harder tasks."
                 )
-            parts = [collate([from_rollout(r) for r in part], ctx.device) for part in _micro(chosen, cfg.micro_tokens)]
+            micro = _micro(chosen, cfg.micro_tokens, row_floor())
+            parts = [collate([from_rollout(r) for r in part], ctx.device) for part in micro]
             parts[0].extra = _figures(drawn, chosen, cfg)
             return parts
 
@@ -157,8 +161,11 @@ def _overlong(tokens: int, cfg: RLConfig) -> float:
     return cfg.overlong_cost * max(0, over) / cfg.overlong
 
 
-def _micro(chosen: Sequence[Rollout], tokens: int) -> list[list[Rollout]]:
-    """Micro-batches of similar lengths: longest first, at most `tokens` each."""
+def _micro(chosen: Sequence[Rollout], tokens: int, least: int) -> list[list[Rollout]]:
+    """Micro-batches of similar lengths: longest first, at most `tokens` each.
+
+    A last one of fewer than `least` tokens, too few for the exact kernels, joins the one before.
+    """
     longest = sorted(chosen, key=lambda r: -len(r.prompt) - len(r.completion.tokens))
     parts: list[list[Rollout]] = [[]]
     used = 0
@@ -169,6 +176,8 @@ def _micro(chosen: Sequence[Rollout], tokens: int) -> list[list[Rollout]]:
             used = 0
         parts[-1].append(r)
         used += size
+    if used < least and len(parts) > 1:
+        parts[-2] += parts.pop()
     return parts
 
 

@@ -85,7 +85,7 @@ class Context:
         self, model: Transformer, chat: Chat, rows: int = 256, fp32: bool = False, routes: bool = False
     ) -> LocalEngine:
         exact = model.exactly(self.exact)
-        return LocalEngine(exact, chat, max_rows=rows, fp32=fp32, routes=routes, say=self.run.say)
+        return LocalEngine(exact, chat, max_rows=rows, fp32=fp32 or self.exact, routes=routes, say=self.run.say)
 
     def log(self, stage: str, name: str) -> TokenLog | None:
         """Where unfinished answers are kept in exact mode. In fast mode they would go on with other bits: nowhere."""

@@ -69,7 +69,7 @@ def restore(
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
         model.load_state_dict(load_file(path / "model.safetensors"))
         _unflatten(model, optimisers, load_file(path / "optim.safetensors"), state["scalars"])
-        _tidy(folder)
+        _tidy(folder, path)
         return int(state["step"]), dict(state["extra"])
     _tidy(folder)
     return None
@@ -80,10 +80,11 @@ def oldest(folder: Path) -> int:
     return min((int(path.name.removeprefix("step-")) for path in _all(folder)), default=0)
 
 
-def _tidy(folder: Path) -> None:
-    """Delete all but the newest KEEP, and what a kill left half written or half deleted."""
+def _tidy(folder: Path, loaded: Path | None = None) -> None:
+    """Delete all but the newest KEEP and the one `loaded`, and what a kill left half written or half deleted."""
     for path in [*_all(folder)[:-KEEP], *folder.glob(".part-*")]:
-        shutil.rmtree(path, ignore_errors=True)
+        if path != loaded:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _all(folder: Path) -> list[Path]:

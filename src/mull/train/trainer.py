@@ -196,7 +196,7 @@ class Trainer:
         if not math.isfinite(loss) or not math.isfinite(norm):
             return f"the loss is {loss} (gradient norm {norm})", "Try a lower optim.lr."
         for name, limit in self.limits.items():
-            if metrics.get(name, 0.0) > limit.most:  # a dense model reroutes nothing
+            if metrics[name] > limit.most:
                 return f"{name} is {metrics[name]:.3g}, more than {limit.most:g}", limit.advice
         return None
 
