@@ -22,8 +22,8 @@ from torch.profiler import ProfilerActivity, profile
 from mull.data.batch import Batch, Example, collate
 from mull.model.config import PRESETS, ModelConfig
 from mull.model.flops import parameters, training_flops
+from mull.model.moe import Trace
 from mull.model.transformer import Transformer
-from mull.train.losses import LossConfig, ce
 from mull.train.trainer import TrainConfig, Trainer
 
 # what an operation's name begins with -> what it is; the first that fits
@@ -74,9 +74,9 @@ def batch_of(point: Point, device: torch.device) -> Batch:
     return collate([Example(row, [1] * len(row)) for row in rows], device)
 
 
-def kept_bytes(model: Transformer, batch: Batch) -> int:
+def kept_bytes(trainer: Trainer, batch: Batch) -> int:
     """Bytes of what the forward pass keeps for the backward pass, each storage once, parameters left out."""
-    own = {p.untyped_storage().data_ptr() for p in [*model.parameters(), *model.buffers()]}
+    own = {p.untyped_storage().data_ptr() for p in [*trainer.model.parameters(), *trainer.model.buffers()]}
     kept: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -86,17 +86,16 @@ def kept_bytes(model: Transformer, batch: Batch) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        hidden_TD = model(batch.tokens_T, batch.documents)
-        loss, _ = ce(model.logits(hidden_TD[batch.predict_N]), batch, LossConfig())
-    del loss  # alive until here: storages of a graph that is gone would be counted anew
+        loss, _ = trainer._objective(batch, len(batch.target_N), Trace())
+    del loss  # alive until here: a storage that is free again may be another's, and be counted once for two
     return sum(kept.values())
 
 
 def measured(point: Point, device: torch.device, repeats: int, peak: float) -> dict[str, float]:
     model = Transformer(point.cfg).initialise(0).to(device).train()
     batch = batch_of(point, device)
-    kept = kept_bytes(model, batch) / batch.tokens
     trainer = Trainer(model, TrainConfig(), steps=10_000)
+    kept = kept_bytes(trainer, batch) / batch.tokens
     seconds = timed(lambda: trainer.train_step([batch]), device, repeats, warm=1)
     flops = training_flops(point.cfg, batch.documents.lengths, len(batch.target_N))
     sizes = parameters(point.cfg)

@@ -40,7 +40,7 @@ def precision(where: torch.device, fp32: bool = False) -> AbstractContextManager
     return torch.autocast("cuda", torch.bfloat16) if where.type == "cuda" and not fp32 else nullcontext()
 
 
-def exact(where: torch.device) -> AbstractContextManager[object]:
+def unrounded(where: torch.device) -> AbstractContextManager[object]:
     """No autocast, whatever is around: for products that must not round to bf16."""
     return torch.autocast(where.type, enabled=False)
 

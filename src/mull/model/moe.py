@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from mull.dist import exact, row_floor
+from mull.dist import row_floor, unrounded
 from mull.model.config import ModelConfig
 from mull.model.layers import SwiGLU
 from mull.ops.attention import Documents
@@ -63,7 +63,7 @@ class Router(nn.Module):
     def forward(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(chosen experts [T, K], their weights [T, K], all scores [T, E]); fp32 throughout, under autocast too."""
         cfg = self.cfg
-        with exact(x_TD.device):
+        with unrounded(x_TD.device):
             score_TE = sigmoid(linear(x_TD.float(), self.weight.float(), exact=self.exact))
         choice_TE = score_TE.detach() + self.bias
         if cfg.active_groups < cfg.groups:

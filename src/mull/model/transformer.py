@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mull.dist import exact, row_floor
+from mull.dist import row_floor, unrounded
 from mull.model.attention import Where, Window, attention
 from mull.model.config import ModelConfig
 from mull.model.layers import Linear, RMSNorm, Rotary, SwiGLU
@@ -124,7 +124,7 @@ class Transformer(nn.Module):
         """[T, V] in fp32, whatever the model's dtype and under autocast too: log-probabilities must not round."""
         if self.exact and (lacking := row_floor() - hidden_TD.shape[0]) > 0:
             return self.logits(F.pad(hidden_TD, (0, 0, 0, lacking)))[:-lacking]
-        with exact(hidden_TD.device):
+        with unrounded(hidden_TD.device):
             return linear(hidden_TD.float(), self.head.weight.float(), exact=self.exact)
 
     def predict_ahead(

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mull.config import Config
 from mull.data.batch import Batch
-from mull.dist import exact, precision
+from mull.dist import precision, unrounded
 from mull.ledger import Entry
 from mull.model.flops import training_flops
 from mull.model.moe import MoE, Trace, fingerprints
@@ -137,7 +137,7 @@ class Trainer:
 
     def _cross_entropy(self, hidden_TD: Tensor, at_N: Tensor, target_N: Tensor) -> tuple[Tensor, Tensor]:
         """LOSSES["ce"] without all logits at once, in fp32 as `Transformer.logits` is: (sum, how many are right)."""
-        with exact(hidden_TD.device):
+        with unrounded(hidden_TD.device):
             return cross_entropy(hidden_TD.float(), self.model.head.weight.float(), at_N, target_N)
 
     def _balance(self, load_LE: Tensor) -> dict[str, float]:
