@@ -180,6 +180,7 @@ class Nursery:
         assert stdin is not None
         assert stdout is not None
         notes = folder.with_suffix(".notes")
+        notes.write_text("", encoding="utf-8")  # a kill may come before the child has any
         said = {"recipe": str(recipe), "out": str(folder), "at": strike.at, "notes": str(notes)}
         stdin.write(json.dumps(said) + "\n")
         stdin.flush()
