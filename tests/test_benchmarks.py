@@ -182,6 +182,7 @@ def test_activations_are_counted_once_and_without_parameters():
     assert 1.9 * kept(8) < kept(16) < 2.0 * kept(8)
 
 
+@pytest.mark.slow
 def test_scaling_writes_its_table_and_its_plot(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
@@ -204,6 +205,7 @@ def test_scaling_writes_its_table_and_its_plot(
     assert "tokens/s against sequence length" in plot.read_text()
 
 
+@pytest.mark.slow
 def test_muon_and_adamw_learn_the_same_mixture(monkeypatch: pytest.MonkeyPatch):
     study = load("muon_adamw")
     monkeypatch.setattr(study, "HELD_OUT", 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -128,13 +128,19 @@ def bits(answers: Sequence[Completion]) -> list[tuple]:
 
 @contextmanager
 def at_most(more: int) -> Iterator[None]:
-    """The system gives this process so many bytes more, and then no others."""
+    """This process gets so many bytes and no others, what it once gave back to its allocator included."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + more, hard))
+    held: list[torch.Tensor] = []
     try:
+        with suppress(RuntimeError):
+            while True:
+                held.append(torch.empty(1 << 20, dtype=torch.uint8))
+        del held[-(more >> 20) :]
         yield
     finally:
+        held.clear()
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 

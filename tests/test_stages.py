@@ -148,7 +148,7 @@ def test_in_exact_mode_answers_under_way_go_on(
     """Killed in the middle of them, several times: the same bits, and nothing drawn twice but the last few tokens."""
     drawing = Drawing(monkeypatch)
     straight = stage(tmp_path / "straight", kind, done, shape, exact=True)
-    total, spent, lengths = drawing.tokens, 0, (20, 33, 70)
+    total, spent, lengths = drawing.tokens, 0, (20, 33, 40)
     for steps in lengths:
         drawing.fresh(steps)
         stage(tmp_path / "broken", kind, done, shape, exact=True)
@@ -425,7 +425,9 @@ def test_answers_near_the_limit_cost() -> None:
 
 def test_micro_batches_hold_every_answer_once_within_their_tokens() -> None:
     answers = [r for n in (4, 30, 9, 50, 2, 11) for r in graded([1], tokens=n)]
-    parts = rl._micro(answers, 40)
+    parts = rl._micro(answers, 40, least=0)
     assert sorted(len(r.completion.tokens) for part in parts for r in part) == [2, 4, 9, 11, 30, 50]
     for part in parts:
         assert len(part) == 1 or sum(1 + len(r.completion.tokens) for r in part) <= 40
+    joined = rl._micro(answers, 40, least=100)
+    assert [len(part) for part in joined] == [*map(len, parts[:-2]), len(parts[-2]) + len(parts[-1])]

@@ -177,7 +177,8 @@ def _micro(chosen: Sequence[Rollout], tokens: int, least: int) -> list[list[Roll
         parts[-1].append(r)
         used += size
     if used < least and len(parts) > 1:
-        parts[-2] += parts.pop()
+        last = parts.pop()
+        parts[-1] += last
     return parts
 
 
