@@ -6,13 +6,14 @@ import pytest
 import torch
 from small import GQA, MLA
 
-from mull.engine.cache import BLOCK, Cache, SlotWindow, rounded
+from mull.engine.cache import Cache, SlotWindow
+from mull.ops.exact import KEYS, whole
 
 
 def filled(cfg, rows: int = 3, length: int = 5) -> tuple[Cache, list[torch.Tensor]]:
     cache = Cache(cfg, torch.device("cpu"), torch.float32)
     cache.reserve(rows, length)
-    window = SlotWindow(cache, 0, torch.arange(length).expand(rows, -1), rounded(length))
+    window = SlotWindow(cache, 0, torch.arange(length).expand(rows, -1), whole(length))
     g = torch.Generator().manual_seed(0)
     new = [torch.randn(rows, length, *shape, generator=g) for shape in cache.shapes]
     for layer in range(cfg.layers):
@@ -24,9 +25,9 @@ def filled(cfg, rows: int = 3, length: int = 5) -> tuple[Cache, list[torch.Tenso
 def test_what_is_stored_survives_growth(cfg) -> None:
     cache, new = filled(cfg)
     cache.reserve(2, 3)
-    assert (cache.rows, cache.length) == (3, BLOCK)
-    cache.reserve(7, BLOCK + 8)
-    assert (cache.rows, cache.length) == (7, 2 * BLOCK)
+    assert (cache.rows, cache.length) == (3, KEYS)
+    cache.reserve(7, KEYS + 8)
+    assert (cache.rows, cache.length) == (7, 2 * KEYS)
     for layer in cache.store:
         for stored, want in zip(layer, new, strict=True):
             assert torch.equal(stored[:3, :, :5], want.transpose(1, 2))
@@ -55,9 +56,9 @@ def test_a_window_writes_at_its_positions_and_sees_up_to_them() -> None:
     assert bool((seen[1, :, 5] == 9).all())
     assert torch.equal(cache.store[0][0][0, :, :5], old[0].transpose(0, 1))
     assert torch.equal(cache.store[1][0][1, :, 2], old[1, 2])  # the other layer is untouched
-    assert (~window.hidden)[:, 0, 0].tolist() == [[True] * 3 + [False] * 5, [True] * 6 + [False] * 2]
+    assert (~window.unseen)[:, 0, 0].tolist() == [[True] * 3 + [False] * 5, [True] * 6 + [False] * 2]
 
 
-@pytest.mark.parametrize(("length", "want"), [(0, 0), (1, BLOCK), (BLOCK, BLOCK), (BLOCK + 1, 2 * BLOCK)])
+@pytest.mark.parametrize(("length", "want"), [(0, 0), (1, KEYS), (KEYS, KEYS), (KEYS + 1, 2 * KEYS)])
 def test_rounding(length: int, want: int) -> None:
-    assert rounded(length) == want
+    assert whole(length) == want

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,8 @@ from mull.engine.engine import LocalEngine
 from mull.model.config import PRESETS, ModelConfig
 from mull.model.moe import Trace, fingerprints
 from mull.model.transformer import Transformer
-from mull.ops.attention import Documents, attend_plain
-from mull.ops.exact import KEYS, QUERIES, attend_exact, attend_window_exact
+from mull.ops.attention import Documents, attend, attend_plain
+from mull.ops.exact import KEYS, attend_window_exact
 from mull.run import Run
 from mull.stages import rl
 from mull.stages.rl import INEXACT, RLConfig, limits
@@ -63,10 +64,10 @@ def answers(cfg: ModelConfig, asked: Sequence[Request], rows: int, exact: bool =
 def test_a_query_over_a_cache_has_the_bits_of_its_whole_document(heads: tuple[int, int, int, int]) -> None:
     h, kv, width, value = heads
     generator = torch.Generator().manual_seed(1)
-    lengths = [1, 3, KEYS, 70, QUERIES + 1, 2 * QUERIES + 40, 17]
+    lengths = [1, 3, KEYS, 70, 2 * KEYS + 1, 4 * KEYS + 40, 17]
     total = sum(lengths)
     q, k, v = (torch.randn(total, n, w, generator=generator) for n, w in ((h, width), (kv, width), (kv, value)))
-    whole = attend_exact(q, k, v, Documents(lengths), 0.2)
+    whole = attend(q, k, v, Documents(lengths), 0.2, exact=True)
     start = 0
     for length in lengths:
         mine = slice(start, start + length)
@@ -78,21 +79,21 @@ def test_a_query_over_a_cache_has_the_bits_of_its_whole_document(heads: tuple[in
             for at in {0, length // 2, length - 1}:
                 query = torch.randn(3, h, 1, width, generator=generator)
                 query[1, :, 0] = q[mine][at]
-                hidden = (torch.arange(window) > at).expand(3, 1, 1, window)
-                one = attend_window_exact(query, keys, values, hidden, 0.2)
+                unseen = (torch.arange(window) > at).expand(3, 1, 1, window)
+                one = attend_window_exact(query, keys, values, unseen, 0.2)
                 assert torch.equal(one[1, :, 0], whole[mine][at])
 
 
 @pytest.mark.parametrize("heads", HEADS, ids=str)
 def test_exact_attention_computes_attention_and_its_gradient(heads: tuple[int, int, int, int]) -> None:
     h, kv, width, value = heads
-    documents = Documents([5, 1, QUERIES + 30, 64, 63])
+    documents = Documents([5, 1, 2 * KEYS + 30, 64, 63])
     both = []
-    for attend in (attend_exact, attend_plain):
+    for form in (partial(attend, exact=True), attend_plain):
         torch.manual_seed(0)
         sizes = ((h, width), (kv, width), (kv, value))
         qkv = [torch.randn(documents.tokens, n, w).double().requires_grad_() for n, w in sizes]
-        out = attend(*qkv, documents, 0.3)
+        out = form(*qkv, documents=documents, scale=0.3)
         both.append([out, *torch.autograd.grad((out * torch.randn_like(out)).sum(), qkv)])
     for mine, plain in zip(*both, strict=True):
         torch.testing.assert_close(mine, plain, rtol=1e-5, atol=1e-5)  # attend_plain's softmax is fp32

@@ -41,7 +41,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[FlopCounterMode]:
         return 2 * a[0] * a[1] * b[1]
 
     known = {torch.ops.mkldnn._linear_pointwise: one_dnn, torch.ops.aten.addmm_: added}
-    monkeypatch.setattr(mull.model.attention, "attend", attend_plain)
+    monkeypatch.setattr(mull.model.attention, "attend", lambda *given: attend_plain(*given[:5]))
     monkeypatch.setattr(mull.model.moe, "routed", lambda *given: routed_plain(*given[:5]))
     with FlopCounterMode(display=False, custom_mapping=known) as counter:
         yield counter
@@ -82,7 +82,7 @@ def test_training(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_decoding(name: str, made: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the engine itself. Windows, usually rounded up, are not; a prompt's pairs are computed whole, and counted."""
     cfg, prompt = SHAPES[name], tokens_of(10)
-    monkeypatch.setattr(mull.engine.engine, "rounded", lambda length: length)
+    monkeypatch.setattr(mull.engine.engine, "whole", lambda length: length)
     engine = LocalEngine(model_of(cfg), chat(), max_rows=1)
     with counted(monkeypatch) as counter:
         (answer,) = engine.generate([Request(tuple(prompt), Sampling(max_tokens=made))])

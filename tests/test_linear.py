@@ -33,6 +33,6 @@ def test_training_and_the_exact_mode_are_torchs_to_the_bit() -> None:
     x, weight, bias = inputs(640, 256)
     assert torch.equal(linear(x, weight, bias), F.linear(x, weight, bias))
     with torch.inference_mode():
-        assert torch.equal(linear(x, weight, bias, exact=True), F.linear(x, weight, bias))
+        assert torch.equal(linear(x, weight, bias, plain=True), F.linear(x, weight, bias))
         assert torch.equal(linear(x, weight[:9]), F.linear(x, weight[:9]))
         assert linear(x.double(), weight.double()).dtype == torch.float64

@@ -18,13 +18,7 @@ import torch
 from torch import Tensor
 
 from mull.model.config import ModelConfig
-from mull.ops.exact import KEYS
-
-BLOCK = KEYS  # capacities and windows are multiples of this
-
-
-def rounded(length: int) -> int:
-    return -(-length // BLOCK) * BLOCK
+from mull.ops.exact import whole
 
 
 class Cache:
@@ -50,7 +44,7 @@ class Cache:
         if rows <= self.rows and length <= self.length:
             return
         if length > self.length:
-            length = rounded(max(length, min(self.length * 3 // 2, self.limit)))
+            length = whole(max(length, min(self.length * 3 // 2, self.limit)))
         length = max(length, self.length)
         for layer in self.store:
             for k, old in enumerate(layer):
@@ -83,7 +77,7 @@ class SlotWindow:
         self.rows = self.stored + self.idle
         self.index_B1 = torch.arange(self.first, self.first + self.stored, device=self.positions_Bt.device)[:, None]
         at_S = torch.arange(self.length, device=self.positions_Bt.device)
-        self.hidden = (at_S > self.positions_Bt[:, :, None])[:, None]
+        self.unseen = (at_S > self.positions_Bt[:, :, None])[:, None]
 
     def extend(self, layer: int, *new: Tensor) -> tuple[Tensor, ...]:
         tensors = self.cache.store[layer]

@@ -19,13 +19,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mull.dist import precision, row_floor
-from mull.engine.cache import Cache, SlotWindow, rounded
+from mull.engine.cache import Cache, SlotWindow
 from mull.engine.sampler import sample, stream_of, uniform
 from mull.engine.scheduler import Job, Scheduler
 from mull.engine.tokenlog import Drawn, TokenLog, identity
 from mull.model.moe import Trace, fingerprints
 from mull.model.transformer import Transformer
 from mull.ops.attention import Documents
+from mull.ops.exact import whole
 from mull.text.chat import Chat, Parser
 from mull.types import Completion, Delta, Request, UserError
 
@@ -259,7 +260,7 @@ class LocalEngine:
             idle = max(idle, row_floor() - rows)
         cache.reserve(rows, max(lengths))
         at_B = torch.tensor(lengths, device=last_B.device) - 1  # the newest token is not cached yet
-        window = SlotWindow(cache, 0, at_B[:, None], rounded(max(lengths)), idle)
+        window = SlotWindow(cache, 0, at_B[:, None], whole(max(lengths)), idle)
         at_B, newest_B = (F.pad(x_B, (0, idle)) for x_B in (at_B, last_B))
         hidden_BD, trace = self._extend(newest_B, at_B, window)
         return self._next(hidden_BD, trace, slice(None), slice(rows))
@@ -276,7 +277,7 @@ class LocalEngine:
         ids_Bt = torch.tensor([[*p, *[0] * (longest - len(p))] for p in prompts], device=device)
         at_Bt = torch.arange(longest, device=device).expand(len(groups), -1)
         # prompts go to consecutive rows first; spreading them to their groups' rows is a copy from the back
-        window = SlotWindow(cache, first, at_Bt, rounded(longest))
+        window = SlotWindow(cache, first, at_Bt, whole(longest))
         hidden_TD, trace = self._extend(ids_Bt.flatten(), at_Bt.flatten(), window)
         owner = torch.repeat_interleave(torch.arange(len(groups)), torch.tensor(sizes)).to(device)
         if len(owner) > len(groups):

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from mull.model.config import ModelConfig
 from mull.model.layers import Linear, RMSNorm, rotate, softmax_scale
 from mull.ops.attention import Documents, attend, attend_window
-from mull.ops.exact import attend_exact, attend_window_exact
+from mull.ops.exact import attend_window_exact
 
 
 class Window(Protocol):
@@ -32,7 +32,7 @@ class Window(Protocol):
     """
 
     rows: int  # all rows of the pass
-    hidden: Tensor  # [B, 1, t, S] bool: which cached positions each new token may not see
+    unseen: Tensor  # [B, 1, t, S] bool: which cached positions each new token may not see
 
     def extend(self, layer: int, *new: Tensor) -> tuple[Tensor, ...]:
         """Store entries [B, t, h, X] of the new tokens; return all of each row, [B, h, S, X]."""
@@ -52,13 +52,13 @@ class Where:
     def attend(self, q_THK: Tensor, k_ThK: Tensor, v_ThV: Tensor, scale: float) -> Tensor:
         """Packed documents attend to themselves: [T, H, V]."""
         assert self.documents is not None
-        return (attend_exact if self.exact else attend)(q_THK, k_ThK, v_ThV, self.documents, scale)
+        return attend(q_THK, k_ThK, v_ThV, self.documents, scale, self.exact)
 
     def attend_window(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         """New tokens [rows, H, t, K] attend to cached ones [B, h, S, .]: [rows, H, t, V], zeros behind the first B."""
         assert self.window is not None
         attend_ = attend_window_exact if self.exact else attend_window
-        out = attend_(q[: len(k)], k, v, self.window.hidden, scale)
+        out = attend_(q[: len(k)], k, v, self.window.unseen, scale)
         return out if len(k) == len(q) else F.pad(out, (0, 0, 0, 0, 0, 0, 0, len(q) - len(k)))
 
 

@@ -64,7 +64,7 @@ class Router(nn.Module):
         """(chosen experts [T, K], their weights [T, K], all scores [T, E]); fp32 throughout, under autocast too."""
         cfg = self.cfg
         with unrounded(x_TD.device):
-            score_TE = sigmoid(linear(x_TD.float(), self.weight.float(), exact=self.exact))
+            score_TE = sigmoid(linear(x_TD.float(), self.weight.float(), plain=self.exact))
         choice_TE = score_TE.detach() + self.bias
         if cfg.active_groups < cfg.groups:
             choice_TGe = choice_TE.unflatten(1, (cfg.groups, -1))

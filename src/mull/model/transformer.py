@@ -125,7 +125,7 @@ class Transformer(nn.Module):
         if self.exact and (lacking := row_floor() - hidden_TD.shape[0]) > 0:
             return self.logits(F.pad(hidden_TD, (0, 0, 0, lacking)))[:-lacking]
         with unrounded(hidden_TD.device):
-            return linear(hidden_TD.float(), self.head.weight.float(), exact=self.exact)
+            return linear(hidden_TD.float(), self.head.weight.float(), plain=self.exact)
 
     def predict_ahead(
         self, tokens_T: Tensor, hidden_TD: Tensor, documents: Documents, trace: Trace | None = None

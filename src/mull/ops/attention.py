@@ -73,16 +73,21 @@ class Documents:
     def layout(self, heads: int, key_heads: int) -> Layout:
         """The rows of so many heads; made at first use, then shared by all layers."""
         if (heads, key_heads) not in self.layouts:
-            real_P = torch.zeros(len(self.index_P), dtype=torch.bool).index_fill_(0, self.home_T, True)
+            real_P = torch.zeros_like(self.index_P, dtype=torch.bool).index_fill_(0, self.home_T, True)
             self.layouts[heads, key_heads] = Layout(self.shapes, self.index_P, real_P, heads, key_heads)
         return self.layouts[heads, key_heads]
 
 
-def attend(q_THK: Tensor, k_THK: Tensor, v_THV: Tensor, documents: Documents, scale: float) -> Tensor:
-    """Causal attention within each document, [T, H, V]. Keys may have fewer heads than queries (grouped-query)."""
+def attend(
+    q_THK: Tensor, k_THK: Tensor, v_THV: Tensor, documents: Documents, scale: float, exact: bool = False
+) -> Tensor:
+    """Causal attention within each document, [T, H, V]. Keys may have fewer heads than queries (grouped-query).
+
+    With `exact`, a query has the bits that ops.exact.attend_window_exact gives it.
+    """
     heads, kv_heads = q_THK.shape[1], k_THK.shape[1]
-    if q_THK.device.type == "cpu" and max(documents.lengths) <= LONGEST:
-        return attend_blocks(q_THK, k_THK, v_THV, documents.layout(heads, kv_heads), scale)
+    if exact or (q_THK.device.type == "cpu" and max(documents.lengths) <= LONGEST):
+        return attend_blocks(q_THK, k_THK, v_THV, documents.layout(heads, kv_heads), scale, exact)
     return attend_fused(q_THK, k_THK, v_THV, documents, scale)
 
 
@@ -117,10 +122,10 @@ def attend_plain(q_THK: Tensor, k_THK: Tensor, v_THV: Tensor, documents: Documen
     return torch.cat(out)
 
 
-def attend_window(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor, scale: float) -> Tensor:
+def attend_window(q: Tensor, k: Tensor, v: Tensor, unseen: Tensor, scale: float) -> Tensor:
     """Attention of a few new tokens over cached ones, for decoding: products written out, which beat the fused call.
 
-    q [B, H, t, K], k [B, h, S, K], v [B, h, S, V], hidden [B, 1, t, S] bool -> [B, H, t, V]. h divides H.
+    q [B, H, t, K], k [B, h, S, K], v [B, h, S, V], unseen [B, 1, t, S] bool -> [B, H, t, V]. h divides H.
     """
     rows, heads, new, _ = q.shape
     shared = heads // k.shape[1]
@@ -129,5 +134,5 @@ def attend_window(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor, scale: float)
         score = (k @ q.transpose(-1, -2)).transpose(-1, -2).reshape(rows, heads, new, -1)
     else:
         score = (q @ k.transpose(-1, -2)).view(rows, heads, new, -1)
-    weight = (score.float() * scale).masked_fill_(hidden, float("-inf")).softmax(dim=-1).to(v.dtype)
+    weight = (score.float() * scale).masked_fill_(unseen, float("-inf")).softmax(dim=-1).to(v.dtype)
     return (weight.view(rows, v.shape[1], shared * new, -1) @ v).view(rows, heads, new, v.shape[-1])

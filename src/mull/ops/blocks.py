@@ -3,8 +3,8 @@
 torch's fused kernel works in tiles so small that at documents of 100 tokens it reaches a fifth of what a matrix product
 does. Here the documents and heads of a group are one batch of products. Each block of queries meets only the keys up to
 its end, which saves most of what the causal mask throws away. Weights are kept for the backward pass: less arithmetic
-than computing them again, and memory that grows with the square of lengths, so this is for documents of up to about
-1,000 tokens.
+than computing them again, and memory that grows with the square of lengths, so the fast mode uses this for documents of
+up to about 1,000 tokens. The exact mode uses it for all, with the steps of ops/exact.py.
 
 T tokens  H query heads  h key heads  S = H / h query heads per key head  K qk width  V value width
 G documents of a group  L longest of it  M = G * h products of a batch  b = S * queries of a block  e keys up to its end
@@ -19,10 +19,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
-BLOCK = 64  # queries; of 32, 48, 64, 96 and 128 the fastest or near it at all lengths
+from mull.ops.exact import KEYS, collect, scores, whole
+
+BLOCK = KEYS  # queries; of 32, 48, 64, 96 and 128 the fastest or near it at all lengths
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Layout:
     def __init__(self, shapes: Sequence[tuple[int, ...]], index_P: Tensor, real_P: Tensor, heads: int, key_heads: int):
         self.shared = heads // key_heads
         self.groups: list[_Group] = []
-        head_hS = torch.arange(heads).view(key_heads, -1)
+        head_hS = torch.arange(heads, device=index_P.device).view(key_heads, -1)
         queries, keys = [], []  # (source of each row, whether it is real), part by part
         sizes = [documents * length for documents, length in shapes]
         used = 0  # rows of keys; there are `shared` times as many of queries
@@ -61,7 +64,8 @@ class Layout:
                 queries.append((row_GhSL[..., begin:end].flatten(), real_GhSL[..., begin:end].flatten()))
                 first, last = (self.shared * (used + products * at) for at in (begin, end))
                 blocks.append(_Block(begin, end, slice(first, last)))
-            row_GhL = token_P.view(docs, 1, length) * key_heads + torch.arange(key_heads)[:, None]
+            head_h1 = torch.arange(key_heads, device=index_P.device)[:, None]
+            row_GhL = token_P.view(docs, 1, length) * key_heads + head_h1
             keys.append((row_GhL.flatten(), real_GhSL[:, :, 0].flatten()))
             self.groups.append(_Group(products, slice(used, used + products * length), blocks))
             used += products * length
@@ -79,7 +83,9 @@ def _there_and_back(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor,
 
 class _Attention(Function):
     @staticmethod
-    def forward(ctx: Any, q_THK: Tensor, k_ThK: Tensor, v_ThV: Tensor, layout: Layout, scale: float) -> Tensor:
+    def forward(
+        ctx: Any, q_THK: Tensor, k_ThK: Tensor, v_ThV: Tensor, layout: Layout, scale: float, exact: bool
+    ) -> Tensor:
         q_QK = q_THK.flatten(0, 1).index_select(0, layout.query_Q).mul_(scale)
         k_XK = k_ThK.flatten(0, 1).index_select(0, layout.key_X)
         v_XV = v_ThV.flatten(0, 1).index_select(0, layout.key_X)
@@ -88,15 +94,23 @@ class _Attention(Function):
         kept: list[Tensor] = []
         for group in layout.groups:
             k_MLK, v_MLV = (x[group.rows].view(group.products, -1, x.shape[1]) for x in (k_XK, v_XV))
+            if exact:
+                k_MLK, v_MLV = (F.pad(x, (0, 0, 0, -x.shape[1] % KEYS)) for x in (k_MLK, v_MLV))
             for block in group.blocks:
                 q_MbK, out_MbV = (x[block.rows].view(group.products, -1, x.shape[1]) for x in (q_QK, out_QV))
-                score_Mbe = torch.bmm(q_MbK, k_MLK[:, : block.end].transpose(1, 2))
-                size = block.end - block.begin
-                score_Mbe.unflatten(1, (-1, size))[..., block.begin :].add_(future[:size, :size])
+                size, rows = block.end - block.begin, q_MbK.shape[1]
+                end = whole(block.end) if exact else block.end
+                k_MeK, v_MeV = k_MLK[:, :end], v_MLV[:, :end]
+                score_Mbe = scores(q_MbK, k_MeK) if exact else torch.bmm(q_MbK, k_MeK.transpose(1, 2))
+                seen_too_early = score_Mbe[:, :rows].unflatten(1, (-1, size))[..., block.begin :]
+                seen_too_early.add_(future[:size, : end - block.begin])
                 weight_Mbe = score_Mbe.softmax(dim=-1)
-                torch.bmm(weight_Mbe, v_MLV[:, : block.end], out=out_MbV)
+                if exact:
+                    out_MbV.copy_(collect(weight_Mbe, v_MeV)[:, :rows])
+                else:
+                    torch.bmm(weight_Mbe, v_MeV, out=out_MbV)
                 if any(ctx.needs_input_grad):
-                    kept.append(weight_Mbe)
+                    kept.append(weight_Mbe[:, :rows, : block.end])
         ctx.save_for_backward(q_QK, k_XK, v_XV, out_QV, *kept)
         ctx.layout, ctx.scale = layout, scale
         return out_QV.index_select(0, layout.query_home).view(*q_THK.shape[:2], -1)
@@ -129,9 +143,11 @@ class _Attention(Function):
                     dk_MLK[:, :end].add_(torch.bmm(score_Mbe.transpose(1, 2), q_MbK))
         dq_THK = dq_QK.mul_(ctx.scale).index_select(0, layout.query_home).view(tokens, -1, q_QK.shape[1])
         dk_ThK, dv_ThV = (x.index_select(0, layout.key_home).view(tokens, -1, x.shape[1]) for x in (dk_XK, dv_XV))
-        return dq_THK, dk_ThK, dv_ThV, None, None
+        return dq_THK, dk_ThK, dv_ThV, None, None, None
 
 
-def attend_blocks(q_THK: Tensor, k_ThK: Tensor, v_ThV: Tensor, layout: Layout, scale: float) -> Tensor:
-    """Causal attention within each document, [T, H, V]."""
-    return _Attention.apply(q_THK, k_ThK, v_ThV, layout, scale)  # type: ignore[return-value]
+def attend_blocks(
+    q_THK: Tensor, k_ThK: Tensor, v_ThV: Tensor, layout: Layout, scale: float, exact: bool = False
+) -> Tensor:
+    """Causal attention within each document, [T, H, V]; `exact` gives a query the bits that it has over a cache."""
+    return _Attention.apply(q_THK, k_ThK, v_ThV, layout, scale, exact)  # type: ignore[return-value]

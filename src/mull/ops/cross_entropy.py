@@ -34,7 +34,7 @@ class _CrossEntropy(Function):
         for at_C, target_C in zip(at_N.split(rows), target_N[:, None].split(rows), strict=True):
             hidden_CD = hidden_TD.index_select(0, at_C)
             odd = len(at_C) < rows  # a last piece: its number of rows does not come again, see ops/linear.py
-            logits_CV = linear(hidden_CD, weight_VD, exact=odd)
+            logits_CV = linear(hidden_CD, weight_VD, plain=odd)
             top_C1 = logits_CV.amax(dim=1, keepdim=True)
             told_C1 = logits_CV.gather(1, target_C)
             right += (told_C1 == top_C1).sum()
@@ -44,7 +44,7 @@ class _CrossEntropy(Function):
             # the gradient of logits is softmax - one_hot = (power - norm * one_hot) / norm; the division comes after
             # the products, where rows are narrower
             power_CV.scatter_add_(1, target_C, -norm_C1)
-            dhidden_TD.index_copy_(0, at_C, linear(power_CV, weight_DV, exact=odd).div_(norm_C1))
+            dhidden_TD.index_copy_(0, at_C, linear(power_CV, weight_DV, plain=odd).div_(norm_C1))
             dweight_VD.addmm_(power_CV.t(), hidden_CD.div_(norm_C1))
         ctx.save_for_backward(dhidden_TD, dweight_VD)
         ctx.mark_non_differentiable(right)

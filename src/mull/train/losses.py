@@ -33,7 +33,8 @@ Loss = Callable[[Tensor, Batch, LossConfig], tuple[Tensor, Metrics]]
 
 
 def ce(logits_NV: Tensor, batch: Batch, cfg: LossConfig) -> tuple[Tensor, Metrics]:
-    """Cross-entropy: -sum log pi(target)."""
+    """Cross-entropy: -sum log pi(target). The trainer computes the same together with the head, in pieces
+    (ops/cross_entropy.py), and so without these logits."""
     total = F.cross_entropy(logits_NV, batch.target_N, reduction="sum")
     with torch.no_grad():
         right = (logits_NV.argmax(dim=-1) == batch.target_N).sum()
