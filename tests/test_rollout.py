@@ -12,6 +12,7 @@ import pytest
 import torch
 from small import GQA, MOE, changed, chat, in_memory, model_of, tokens_of  # noqa: F401 - the fixture
 
+from mull.engine.cache import Cache
 from mull.engine.engine import LocalEngine, out_of_memory
 from mull.engine.rollout import grade, rollouts, spent
 from mull.engine.tokenlog import TokenLog
@@ -179,6 +180,27 @@ def test_memory_that_fails_at_any_step_loses_nothing(monkeypatch: pytest.MonkeyP
         assert bits(answers) == bits(whole)
         assert [a.routes for a in answers] == [a.routes for a in whole]
         assert engine.max_rows < 8
+
+
+def test_memory_that_fails_while_rows_move_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two steps: the tokens are drawn, the cache is half moved."""
+    requests = asked(9)
+    whole = LocalEngine(model_of(MOE, std=0.1).exactly(), chat(), routes=True).generate(requests)
+    engine = LocalEngine(model_of(MOE, std=0.1).exactly(), chat(), max_rows=8, routes=True)
+    copy, calls = Cache.copy, iter(range(10_000))
+
+    def failed(cache: Cache, source_B: torch.Tensor, target_B: torch.Tensor, length: int) -> None:
+        if next(calls) in (0, 2):
+            copy(cache, source_B[:1], target_B[:1], length)
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        copy(cache, source_B, target_B, length)
+
+    monkeypatch.setattr(Cache, "copy", failed)
+    answers = engine.generate(requests)
+    assert bits(answers) == bits(whole)
+    assert [a.routes for a in answers] == [a.routes for a in whole]
+    assert engine.max_rows < 8
+    assert next(calls) > 2  # both failures came
 
 
 def test_one_answer_that_does_not_fit_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

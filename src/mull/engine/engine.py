@@ -12,7 +12,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +31,7 @@ from mull.ops.exact import whole
 from mull.text.chat import Chat, Parser
 from mull.types import Completion, Delta, Request, UserError
 
+T = TypeVar("T")
 STEP = 16  # more rows than this are a multiple of it
 
 
@@ -66,6 +68,16 @@ def out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
         sign in said for sign in ("not enough memory", "defaultcpuallocator", "cannot allocate memory", "bad_alloc")
     )
+
+
+def afforded(work: Callable[[], T]) -> T | None:
+    """What `work` returns, or None where memory does not suffice for it."""
+    try:
+        return work()
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        return None
 
 
 class LocalEngine:
@@ -178,10 +190,9 @@ class LocalEngine:
         while scheduler.busy:
             ready = len(scheduler.running)
             groups = scheduler.admit()
-            step = self._step(cache, scheduler, ready, groups, last_B, made)
+            step = afforded(partial(self._step, cache, scheduler, ready, groups, last_B, made))
             if step is None:
-                self._halve(scheduler, made)
-                cache, last_B = self._empty()
+                cache, last_B = self._halve(scheduler, made)
                 continue
             stopped = self._note(*step, scheduler, made)
             if every_token:
@@ -193,7 +204,11 @@ class LocalEngine:
                 log.follow([made[s.index] for s in running], [made[s.index] for s in ended], seconds - earlier)
             for sequence, stop in finished:
                 yield sequence.index, self._completion(made[sequence.index], stop, seconds)
-            last_B = self._close_gaps(cache, scheduler, source, step[0])
+            going_on = afforded(partial(self._close_gaps, cache, scheduler, source, step[0]))
+            if going_on is None:
+                cache, last_B = self._halve(scheduler, made)
+            else:
+                last_B = going_on
 
     def _take_up(self, index: int, made: _Made, drawn: Drawn | None, scheduler: Scheduler) -> bool | None:
         """Queue a request, behind what is known of its answer; whether that stopped, where it is the whole answer."""
@@ -217,21 +232,16 @@ class LocalEngine:
     def _step(
         self, cache: Cache, scheduler: Scheduler, ready: int, groups: list[list[Job]], last_B: Tensor,
         made: list[_Made],
-    ) -> tuple[Tensor, Tensor, list[int]] | None:  # fmt: skip
-        """The next token, log-probability and route of every running sequence; None where memory does not suffice."""
-        try:
-            parts = [self._decode(cache, scheduler, ready, last_B)] if ready else []
-            parts += [self._prefill(cache, scheduler, ready, groups)] if groups else []
-            token_B, logprob_B = self._draw(torch.cat([part.logits_BV for part in parts]), scheduler, made)
-            routes = [route for part in parts if part.route_B is not None for route in part.route_B.tolist()]
-            return token_B, logprob_B, routes
-        except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
-                raise
-            return None
+    ) -> tuple[Tensor, Tensor, list[int]]:  # fmt: skip
+        """The next token, log-probability and route of every running sequence."""
+        parts = [self._decode(cache, scheduler, ready, last_B)] if ready else []
+        parts += [self._prefill(cache, scheduler, ready, groups)] if groups else []
+        token_B, logprob_B = self._draw(torch.cat([part.logits_BV for part in parts]), scheduler, made)
+        routes = [route for part in parts if part.route_B is not None for route in part.route_B.tolist()]
+        return token_B, logprob_B, routes
 
-    def _halve(self, scheduler: Scheduler, made: list[_Made]) -> None:
-        """Half as many rows from now on. All begin again behind what they have, so the cache they had may go."""
+    def _halve(self, scheduler: Scheduler, made: list[_Made]) -> tuple[Cache, Tensor]:
+        """Half as many rows from now on. All begin again behind what they have, in an empty cache, which it returns."""
         rows = len(scheduler.running)
         if rows == 1:
             longest = scheduler.running[0].length
@@ -241,6 +251,7 @@ class LocalEngine:
         for job in sorted(scheduler.cancel(), key=lambda job: job.index):
             prompt = (*made[job.index].request.tokens, *made[job.index].tokens)
             scheduler.add([Job(job.index, prompt, job.limit - job.made)])
+        return self._empty()
 
     def _close_gaps(self, cache: Cache, scheduler: Scheduler, source: list[int], token_B: Tensor) -> Tensor:
         """Move cache rows as the scheduler moved its sequences; the newest token of each row that goes on."""
