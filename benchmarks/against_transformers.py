@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from measure import finish, gemm_peak, machine, timed
-from sides import KEEP_MEMORY, Side, alternate, need, quartiles, ratios, spread
+from sides import KEEP_MEMORY, Side, alternate, arguments, need, quartiles, ratios, spread
 
 from mull import dist
 from mull.data.batch import Example, collate
@@ -129,18 +129,12 @@ def table(found: dict[str, list[dict[str, Any]]], tokens: int, flops: float) -> 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
+    parser = arguments(str(__doc__).split("\n")[0], 5, list(THEIRS), list(OURS))
     parser.add_argument("--preset", default="small-moe", help="a name in mull.model.config.PRESETS")
     parser.add_argument("--batch", type=int, default=16, help="sequences")
     parser.add_argument("--length", type=int, default=256, help="tokens of each")
-    parser.add_argument("--settings", nargs="+", choices=list(THEIRS), help="of transformers, to choose the fastest of")
-    parser.add_argument("--rounds", type=int, default=5, help="fresh processes of each side")
     parser.add_argument("--steps", type=int, default=5, help="measured steps of each process, at least 5")
     parser.add_argument("--warm", type=int, default=2, help="steps before them")
-    parser.add_argument("--under", default="", help="a command to run each process under, e.g. 'taskset -c 0,1'")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument("--side", choices=[*OURS, *THEIRS], help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.side:
         print(json.dumps((OURS | THEIRS)[given.side](given)))

@@ -29,7 +29,7 @@ from typing import Any
 import tokenizers
 import torch
 from measure import finish, machine
-from sides import KEEP_MEMORY, Side, alternate, need, quartiles, ratios, spread
+from sides import KEEP_MEMORY, Side, alternate, arguments, need, quartiles, ratios, spread
 
 from mull import dist
 from mull.model.config import ModelConfig
@@ -335,17 +335,11 @@ def table(found: dict[str, list[dict[str, Any]]], rows: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
+    parser = arguments(str(__doc__).split("\n")[0], 3, list(THEIRS), list(OURS))
     parser.add_argument("--lengths", choices=list(STEPS), help="only these; otherwise both")
-    parser.add_argument("--settings", nargs="+", choices=list(THEIRS), help="of TRL, to choose the fastest of")
-    parser.add_argument("--rounds", type=int, default=3, help="fresh processes of each side")
     parser.add_argument("--steps", type=int, help=f"measured steps of each process (default: {STEPS})")
     parser.add_argument("--warm", type=int, default=1, help="steps before them")
     parser.add_argument("--scale", type=int, default=1, choices=[1, 2, 4, 8], help="answers shorter by so much")
-    parser.add_argument("--under", default="", help="a command to run each process under, e.g. 'taskset -c 0,1'")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument("--side", choices=[*OURS, *THEIRS], help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.side:
         print(json.dumps((OURS | THEIRS)[given.side](given)))

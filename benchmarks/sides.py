@@ -7,6 +7,7 @@ its settings when a process begins.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shlex
@@ -16,6 +17,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 # glibc keeps large freed blocks, as mull.dist.settle asks it to; what a user of the peer may set as well
@@ -28,6 +30,18 @@ class Side:
 
     arguments: Sequence[str]
     environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def arguments(about: str, rounds: int, peers: Sequence[str], ours: Sequence[str]) -> argparse.ArgumentParser:
+    """What every comparison can be told; `--side` is for its own children."""
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--settings", nargs="+", choices=list(peers), help="of the peer, to choose the fastest of")
+    parser.add_argument("--rounds", type=int, default=rounds, help="fresh processes of each side")
+    parser.add_argument("--under", default="", help="a command to run each process under, e.g. 'taskset -c 0,1'")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--side", choices=[*ours, *peers], help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    return parser
 
 
 def need(*packages: str) -> None:
