@@ -19,7 +19,7 @@ from mull.cli import app
 from mull.config import Config, apply_overrides, build
 from mull.data.sources import Draw
 from mull.ledger import Rates
-from mull.model.config import ModelConfig, Yarn
+from mull.model.config import Llama3Rope, ModelConfig, Yarn
 from mull.stages import recipe
 from mull.stages.distill import DistillConfig
 from mull.stages.evaluate import EvaluateConfig, Exam
@@ -37,7 +37,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 REFERENCE = ROOT / "docs" / "recipes.md"
 SECTIONS: dict[str, type[Config]] = {  # of the reference, by heading
-    "The recipe": Recipe, "rates": Rates, "model": ModelConfig, "model.yarn": Yarn, "A mixture of problems": Draw,
+    "The recipe": Recipe, "rates": Rates, "model": ModelConfig, "model.yarn": Yarn, "model.llama3_rope": Llama3Rope,
+    "A mixture of problems": Draw,
     "pretrain": PretrainConfig, "sft": SFTConfig, "rl": RLConfig, "distill": DistillConfig, "evaluate": EvaluateConfig,
     "An exam": Exam, "train": TrainConfig, "train.loss": LossConfig, "train.optim": OptimConfig,
 }  # fmt: skip
@@ -163,7 +164,7 @@ def spelt(annotation: Any) -> str:
     if origin is list:
         return f"list of {spelt(args[0])}s"
     if origin is tuple:
-        return f"{len(args)} {spelt(args[0])}s"
+        return f"list of {spelt(args[0])}s" if args[-1] is Ellipsis else f"{len(args)} {spelt(args[0])}s"
     if origin is dict or (isinstance(annotation, type) and issubclass(annotation, Config)):
         return "table"
     return {int: "integer", float: "number", str: "text", bool: "boolean"}[annotation]

@@ -7,7 +7,7 @@ in one matrix. The defaults are the house architecture, DeepSeek-V3's (arXiv 241
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -23,6 +23,23 @@ class Yarn(Config):
     beta_slow: float = 1.0
     mscale: float = 0.0
     mscale_all_dim: float = 0.0
+    magnitude: float = Field(default=0.0, ge=0)  # what cos and sin are multiplied with; 0: derived from the others
+    truncate: bool = True  # the ramp begins and ends at whole pairs
+
+
+class Llama3Rope(Config):
+    """Llama 3.1's context extension: slow pairs divided by `factor`, fast ones kept, a linear ramp between."""
+
+    factor: float = Field(gt=0)
+    original_length: int = Field(gt=0)
+    low_freq_factor: float = Field(default=1.0, gt=0)
+    high_freq_factor: float = Field(default=4.0, gt=0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Llama3Rope:
+        if self.high_freq_factor <= self.low_freq_factor:
+            raise ValueError("high_freq_factor must be above low_freq_factor")
+        return self
 
 
 class ModelConfig(Config):
@@ -34,6 +51,12 @@ class ModelConfig(Config):
     kv_heads: int = Field(default=4, gt=0)
     head_dim: int = Field(default=32, gt=0)
     qkv_bias: bool = False
+    o_bias: bool = False
+    qk_norm: Literal["none", "head", "full"] = "none"  # of queries and keys, per head or over all at once
+    clip_qkv: float = Field(default=0.0, ge=0)  # queries, keys and values are kept within +-clip_qkv; 0: as they are
+    partial_rotary: float = Field(default=1.0, gt=0, le=1)  # this share of each head, its first part, is rotated
+    window: int = Field(default=0, ge=0)  # layers in `windowed` see so many tokens, the newest included
+    windowed: tuple[int, ...] = ()
     # multi-head latent attention (used when kv_rank is set)
     q_rank: int = Field(default=0, ge=0)
     kv_rank: int = Field(default=0, ge=0)
@@ -49,12 +72,15 @@ class ModelConfig(Config):
     expert_ffn: int = Field(default=64, gt=0)
     groups: int = Field(default=1, gt=0)
     active_groups: int = Field(default=1, gt=0)
+    score: Literal["sigmoid", "softmax"] = "sigmoid"  # softmax routers have no balancing bias on disk
     router_scale: float = 1.0
     renormalise: bool = True
     # the rest
     mtp_layers: int = Field(default=0, ge=0)
     rope_theta: float = Field(default=10000.0, gt=0)
     yarn: Yarn | None = None
+    llama3_rope: Llama3Rope | None = None
+    linear_rope: float = Field(default=1.0, gt=0)  # positions are divided by it
     eps: float = 1e-6
     tied: bool = False
     max_length: int = Field(default=2048, gt=0)
@@ -76,8 +102,16 @@ class ModelConfig(Config):
     def _consistent(self) -> ModelConfig:
         if not self.kv_rank and self.heads % self.kv_heads:
             raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
-        if (self.rope_dim if self.kv_rank else self.head_dim) % 2:
-            raise ValueError("the rotary width (rope_dim, or head_dim without kv_rank) must be even")
+        if self.rotary_dim % 2 or not self.rotary_dim:
+            raise ValueError("the rotary width (rope_dim, or partial_rotary of head_dim without kv_rank) must be even")
+        if (self.yarn is not None) + (self.llama3_rope is not None) + (self.linear_rope != 1) > 1:
+            raise ValueError("only one of yarn, llama3_rope and linear_rope can be set")
+        if self.windowed and not self.window:
+            raise ValueError("windowed layers need a window")
+        if any(not 0 <= layer < self.layers for layer in self.windowed):
+            raise ValueError(f"windowed names layers that do not exist; there are {self.layers}, the first is 0")
+        if self.latent and (self.qk_norm != "none" or self.qkv_bias or self.o_bias or self.clip_qkv or self.windowed):
+            raise ValueError("latent attention (kv_rank) has no qk_norm, biases, clip_qkv or windowed layers")
         if self.mtp_layers and not self.latent and not self.is_moe(self.layers):
             raise ValueError("dense models without kv_rank cannot keep mtp_layers on disk (llama and qwen2 have none)")
         if self.experts:
@@ -91,8 +125,8 @@ class ModelConfig(Config):
                 raise ValueError("a group is ranked by its two best experts, so it needs at least two")
             if self.active_experts > self.experts // self.groups * self.active_groups:
                 raise ValueError("the active groups hold fewer experts than active_experts")
-            if not self.shared_experts:
-                raise ValueError("a mixture needs shared_experts of at least 1, as all published layouts have")
+            if self.score == "softmax" and self.groups > 1:
+                raise ValueError("routers with softmax scores have no groups")
         return self
 
     @property
@@ -115,7 +149,11 @@ class ModelConfig(Config):
 
     @property
     def rotary_dim(self) -> int:
-        return self.rope_dim if self.latent else self.head_dim
+        return self.rope_dim if self.latent else int(self.head_dim * self.partial_rotary)
+
+    def window_of(self, layer: int) -> int:
+        """How many tokens a layer sees, the newest included; 0 is all. MTP layers see all."""
+        return self.window if layer in self.windowed else 0
 
     def is_moe(self, layer: int) -> bool:
         """MTP layers (index >= layers) are of the last layer's kind."""
