@@ -12,7 +12,7 @@ then per tensor name, dimensions u32, sizes u64 (innermost first), type u32, off
 from __future__ import annotations
 
 import mmap
-import stat
+import os
 import struct
 from dataclasses import dataclass
 from itertools import pairwise
@@ -25,8 +25,8 @@ from mull.types import UserError
 # ggml's type number -> name, numbers in a block, bytes of a block
 TYPES: dict[int, tuple[str, int, int]] = {
     0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22),
-    7: ("Q5_1", 32, 24), 8: ("Q8_0", 32, 34), 9: ("Q8_1", 32, 36), 10: ("Q2_K", 256, 84), 11: ("Q3_K", 256, 110),
-    12: ("Q4_K", 256, 144), 13: ("Q5_K", 256, 176), 14: ("Q6_K", 256, 210), 15: ("Q8_K", 256, 292),
+    7: ("Q5_1", 32, 24), 8: ("Q8_0", 32, 34), 10: ("Q2_K", 256, 84), 11: ("Q3_K", 256, 110),
+    12: ("Q4_K", 256, 144), 13: ("Q5_K", 256, 176), 14: ("Q6_K", 256, 210),
     16: ("IQ2_XXS", 256, 66), 17: ("IQ2_XS", 256, 74), 18: ("IQ3_XXS", 256, 98), 19: ("IQ1_S", 256, 50),
     20: ("IQ4_NL", 32, 18), 21: ("IQ3_S", 256, 110), 22: ("IQ2_S", 256, 82), 23: ("IQ4_XS", 256, 136),
     24: ("I8", 1, 1), 25: ("I16", 1, 2), 26: ("I32", 1, 4), 27: ("I64", 1, 8), 28: ("F64", 1, 8),
@@ -64,15 +64,15 @@ class Header:
 def read_header(path: Path) -> Header:
     """Raises UserError for a file that is missing, is no GGUF file, is damaged, or is one part of several."""
     path = Path(path)
+    if not path.is_file():  # nor is a pipe, which would be waited for
+        raise UserError(f"There is no file {path}.")
     try:
         with path.open("rb") as file:
-            size = path.stat().st_size if stat.S_ISREG(path.stat().st_mode) else 0
+            size = os.fstat(file.fileno()).st_size
             if size < 24:
                 raise UserError(f"{path} is no GGUF file: it has {size} bytes, and a header has at least 24.")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 return _Reader(path, data).header()
-    except FileNotFoundError:
-        raise UserError(f"There is no file {path}.") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error}.") from None
 
@@ -124,7 +124,7 @@ class _Reader:
             raise self.fail(f"a name of {length} bytes is announced at byte {self.at}; {most} is the most")
         at = self.take(length)
         try:
-            return str(self.data[at : at + length], "utf-8")
+            return self.data[at : at + length].decode()
         except UnicodeDecodeError:
             raise self.fail(f"the text at byte {at} is not UTF-8") from None
 
@@ -182,7 +182,7 @@ class _Reader:
                 at = begin + unpack(data, at)[0]
                 if at > end:
                     break
-                texts.append(str(data[begin:at], "utf-8"))
+                texts.append(data[begin:at].decode())
         except UnicodeDecodeError:
             raise self.fail(f"the text before byte {at} is not UTF-8") from None
         except struct.error:
