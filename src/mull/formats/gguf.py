@@ -206,9 +206,7 @@ class _Reader:
                 raise self.fail(f"the tensor {_shown(name)} is there twice")
             found[name] = self.tensor(name, alignment)
         start = -(-self.at // alignment) * alignment
-        tensors = {
-            name: TensorInfo(one.shape, one.type, start + one.offset, one.bytes) for name, one in found.items()
-        }
+        tensors = {name: TensorInfo(one.shape, one.type, start + one.offset, one.bytes) for name, one in found.items()}
         begin_end = sorted((one.offset, one.offset + one.bytes, name) for name, one in tensors.items())
         for (_, end, name), (begin, _, other) in pairwise(begin_end):
             if begin < end:
