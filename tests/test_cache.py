@@ -56,7 +56,7 @@ def test_a_window_writes_at_its_positions_and_sees_up_to_them() -> None:
     assert bool((seen[1, :, 5] == 9).all())
     assert torch.equal(cache.store[0][0][0, :, :5], old[0].transpose(0, 1))
     assert torch.equal(cache.store[1][0][1, :, 2], old[1, 2])  # the other layer is untouched
-    assert (~window.unseen)[:, 0, 0].tolist() == [[True] * 3 + [False] * 5, [True] * 6 + [False] * 2]
+    assert (~window.unseen(0))[:, 0, 0].tolist() == [[True] * 3 + [False] * 5, [True] * 6 + [False] * 2]
 
 
 @pytest.mark.parametrize(("length", "want"), [(0, 0), (1, KEYS), (KEYS, KEYS), (KEYS + 1, 2 * KEYS)])

@@ -41,7 +41,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[FlopCounterMode]:
         return 2 * a[0] * a[1] * b[1]
 
     known = {torch.ops.mkldnn._linear_pointwise: one_dnn, torch.ops.aten.addmm_: added}
-    monkeypatch.setattr(mull.model.attention, "attend", lambda *given: attend_plain(*given[:5]))
+    monkeypatch.setattr(mull.model.attention, "attend", lambda *given: attend_plain(*given[:5], given[6]))
     monkeypatch.setattr(mull.model.moe, "routed", lambda *given: routed_plain(*given[:5]))
     with FlopCounterMode(display=False, custom_mapping=known) as counter:
         yield counter

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from mull.model.config import ModelConfig
+from mull.ops.attention import unseen_of
 from mull.ops.exact import whole
 
 
@@ -76,8 +77,13 @@ class SlotWindow:
         self.stored = self.positions_Bt.shape[0]
         self.rows = self.stored + self.idle
         self.index_B1 = torch.arange(self.first, self.first + self.stored, device=self.positions_Bt.device)[:, None]
-        at_S = torch.arange(self.length, device=self.positions_Bt.device)
-        self.unseen = (at_S > self.positions_Bt[:, :, None])[:, None]
+        self.masks: dict[int, Tensor] = {}
+
+    def unseen(self, reach: int) -> Tensor:
+        """Made once for the layers that see as far."""
+        if reach not in self.masks:
+            self.masks[reach] = unseen_of(self.positions_Bt, self.length, reach)[:, None]
+        return self.masks[reach]
 
     def extend(self, layer: int, *new: Tensor) -> tuple[Tensor, ...]:
         tensors = self.cache.store[layer]

@@ -32,7 +32,10 @@ class Window(Protocol):
     """
 
     rows: int  # all rows of the pass
-    unseen: Tensor  # [B, 1, t, S] bool: which cached positions each new token may not see
+
+    def unseen(self, reach: int) -> Tensor:
+        """[B, 1, t, S] bool: which cached positions each new token may not see; with `reach` none so far back."""
+        ...
 
     def extend(self, layer: int, *new: Tensor) -> tuple[Tensor, ...]:
         """Store entries [B, t, h, X] of the new tokens; return all of each row, [B, h, S, X]."""
@@ -49,21 +52,25 @@ class Where:
     window: Window | None = None
     exact: bool = False  # the same bits for a token, however it is batched
 
-    def attend(self, q_THK: Tensor, k_ThK: Tensor, v_ThV: Tensor, scale: float) -> Tensor:
+    def attend(self, q_THK: Tensor, k_ThK: Tensor, v_ThV: Tensor, scale: float, reach: int = 0) -> Tensor:
         """Packed documents attend to themselves: [T, H, V]."""
         assert self.documents is not None
-        return attend(q_THK, k_ThK, v_ThV, self.documents, scale, self.exact)
+        return attend(q_THK, k_ThK, v_ThV, self.documents, scale, self.exact, reach)
 
-    def attend_window(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    def attend_window(self, q: Tensor, k: Tensor, v: Tensor, scale: float, reach: int = 0) -> Tensor:
         """New tokens [rows, H, t, K] attend to cached ones [B, h, S, .]: [rows, H, t, V], zeros behind the first B."""
         assert self.window is not None
         attend_ = attend_window_exact if self.exact else attend_window
-        out = attend_(q[: len(k)], k, v, self.window.unseen, scale)
+        out = attend_(q[: len(k)], k, v, self.window.unseen(reach), scale)
         return out if len(k) == len(q) else F.pad(out, (0, 0, 0, 0, 0, 0, 0, len(q) - len(k)))
 
 
 class GQA(nn.Module):
-    """Grouped-query attention (arXiv 2305.13245); kv_heads = heads is ordinary multi-head attention."""
+    """Grouped-query attention (arXiv 2305.13245); kv_heads = heads is ordinary multi-head attention.
+
+    Queries and keys may be normed before they are turned, each head by itself (Qwen3) or all at once (OLMoE), and all
+    three clipped (OLMoE); a layer may see only a window of the newest tokens.
+    """
 
     def __init__(self, cfg: ModelConfig):
         super().__init__()
@@ -71,20 +78,30 @@ class GQA(nn.Module):
         self.q = Linear(cfg.width, cfg.heads * cfg.head_dim, bias=cfg.qkv_bias)
         self.k = Linear(cfg.width, cfg.kv_heads * cfg.head_dim, bias=cfg.qkv_bias)
         self.v = Linear(cfg.width, cfg.kv_heads * cfg.head_dim, bias=cfg.qkv_bias)
-        self.o = Linear(cfg.heads * cfg.head_dim, cfg.width, bias=False)
+        self.o = Linear(cfg.heads * cfg.head_dim, cfg.width, bias=cfg.o_bias)
+        if cfg.qk_norm != "none":
+            heads, kv_heads = (cfg.heads, cfg.kv_heads) if cfg.qk_norm == "full" else (1, 1)
+            self.q_norm = RMSNorm(heads * cfg.head_dim, cfg.eps)
+            self.k_norm = RMSNorm(kv_heads * cfg.head_dim, cfg.eps)
         self.scale = softmax_scale(cfg)
 
     def forward(self, x_TD: Tensor, where: Where, layer: int) -> Tensor:
         cfg = self.cfg
-        q_THK = rotate(self.q(x_TD).unflatten(1, (cfg.heads, -1)), where.cos, where.sin, cfg.rope_interleaved)
-        k_ThK = rotate(self.k(x_TD).unflatten(1, (cfg.kv_heads, -1)), where.cos, where.sin, cfg.rope_interleaved)
-        v_ThV = self.v(x_TD).unflatten(1, (cfg.kv_heads, -1))
+        q_TX, k_TX, v_TX = self.q(x_TD), self.k(x_TD), self.v(x_TD)
+        if cfg.qk_norm != "none":
+            q_TX, k_TX = self.q_norm(q_TX), self.k_norm(k_TX)
+        if cfg.clip_qkv:
+            q_TX, k_TX, v_TX = (x.clamp(-cfg.clip_qkv, cfg.clip_qkv) for x in (q_TX, k_TX, v_TX))
+        q_THK = rotate(q_TX.unflatten(1, (cfg.heads, -1)), where.cos, where.sin, cfg.rope_interleaved)
+        k_ThK = rotate(k_TX.unflatten(1, (cfg.kv_heads, -1)), where.cos, where.sin, cfg.rope_interleaved)
+        v_ThV = v_TX.unflatten(1, (cfg.kv_heads, -1))
+        reach = cfg.window_of(layer)
         if where.window is None:
-            return self.o(where.attend(q_THK, k_ThK, v_ThV, self.scale).flatten(1))
+            return self.o(where.attend(q_THK, k_ThK, v_ThV, self.scale, reach).flatten(1))
         rows = where.window.rows
         q, k, v = (x.unflatten(0, (rows, -1)) for x in (q_THK, k_ThK, v_ThV))
         k, v = where.window.extend(layer, k, v)
-        out = where.attend_window(q.transpose(1, 2), k, v, self.scale)
+        out = where.attend_window(q.transpose(1, 2), k, v, self.scale, reach)
         return self.o(out.transpose(1, 2).flatten(2).flatten(0, 1))
 
 

@@ -45,7 +45,7 @@ class Llama3Rope(Config):
 class ModelConfig(Config):
     vocab: int = Field(default=512, gt=0)
     width: int = Field(default=128, gt=0)
-    layers: int = Field(default=4, gt=0)
+    layers: int = Field(default=4, gt=0, le=10_000)
     heads: int = Field(default=4, gt=0)
     # grouped-query attention (used when kv_rank is 0)
     kv_heads: int = Field(default=4, gt=0)
@@ -110,11 +110,9 @@ class ModelConfig(Config):
             raise ValueError("windowed layers need a window")
         if any(not 0 <= layer < self.layers for layer in self.windowed):
             raise ValueError(f"windowed names layers that do not exist; there are {self.layers}, the first is 0")
-        if self.latent and (self.qk_norm != "none" or self.qkv_bias or self.o_bias or self.clip_qkv or self.windowed):
-            raise ValueError("latent attention (kv_rank) has no qk_norm, biases, clip_qkv or windowed layers")
-        if self.mtp_layers and not self.latent and not self.is_moe(self.layers):
-            raise ValueError("dense models without kv_rank cannot keep mtp_layers on disk (llama and qwen2 have none)")
         if self.experts:
+            if self.dense_layers >= self.layers:
+                raise ValueError("a mixture needs fewer dense_layers than layers; experts = 0 makes all of them dense")
             if self.active_experts > self.experts:
                 raise ValueError(f"active_experts ({self.active_experts}) is more than experts ({self.experts})")
             if self.experts % self.groups:
@@ -125,8 +123,7 @@ class ModelConfig(Config):
                 raise ValueError("a group is ranked by its two best experts, so it needs at least two")
             if self.active_experts > self.experts // self.groups * self.active_groups:
                 raise ValueError("the active groups hold fewer experts than active_experts")
-            if self.score == "softmax" and self.groups > 1:
-                raise ValueError("routers with softmax scores have no groups")
+        _belongs(self, family_of(self))
         return self
 
     @property
@@ -158,6 +155,49 @@ class ModelConfig(Config):
     def is_moe(self, layer: int) -> bool:
         """MTP layers (index >= layers) are of the last layer's kind."""
         return self.experts > 0 and min(layer, self.layers - 1) >= self.dense_layers
+
+
+def family_of(cfg: ModelConfig) -> str:
+    """The published family whose layout keeps such a model: a key of families.FAMILIES."""
+    if cfg.latent:
+        return "deepseek_v3"
+    if cfg.experts:
+        return "glm4_moe" if cfg.score == "sigmoid" else "olmoe" if cfg.qk_norm == "full" else "qwen3_moe"
+    if cfg.qk_norm != "none":
+        return "qwen3"
+    return "qwen2" if cfg.qkv_bias and not cfg.o_bias else "llama"
+
+
+_PLAIN = {"clip_qkv": (0.0,), "partial_rotary": (1.0,)}
+_SOFTMAX = {"shared_experts": (0,), "router_scale": (1.0,), "groups": (1,), "mtp_layers": (0,)}
+# what a family has no other way to say than these values
+_FIXED: dict[str, dict[str, tuple[Any, ...]]] = {
+    "deepseek_v3": _PLAIN | {
+        "score": ("sigmoid",), "qk_norm": ("none",), "qkv_bias": (False,), "o_bias": (False,), "windowed": ((),),
+    },
+    "glm4_moe": {"qk_norm": ("none", "head"), "o_bias": (False,), "clip_qkv": (0.0,), "windowed": ((),)},
+    "olmoe": _SOFTMAX | {"partial_rotary": (1.0,), "dense_layers": (0,), "windowed": ((),)},
+    "qwen3_moe": _SOFTMAX | _PLAIN | {"qk_norm": ("head",)},
+    "qwen3": _PLAIN | {"qk_norm": ("head",), "mtp_layers": (0,)},
+    "qwen2": _PLAIN | {"mtp_layers": (0,)},
+    "llama": _PLAIN | {"windowed": ((),), "mtp_layers": (0,)},
+}  # fmt: skip
+
+
+def _belongs(cfg: ModelConfig, family: str) -> None:
+    """Raises ValueError for a model that its family's layout cannot keep: training would make what nobody can load."""
+    for key, allowed in _FIXED[family].items():
+        if getattr(cfg, key) not in allowed:
+            wanted = " or ".join(repr(value) for value in allowed)
+            raise ValueError(f"{key} must be {wanted} in a model of the family {family}, as this is by its other keys")
+    if family in ("llama", "qwen3", "qwen3_moe", "olmoe") and cfg.qkv_bias != cfg.o_bias:
+        raise ValueError(f"qkv_bias and o_bias are one in the family {family}; set both or neither")
+    if family in ("deepseek_v3", "glm4_moe") and cfg.experts and not cfg.shared_experts:
+        raise ValueError(f"a mixture of the family {family} needs shared_experts of at least 1")
+    if family == "olmoe" and cfg.heads * cfg.head_dim != cfg.width:
+        raise ValueError("heads times head_dim must be the width in a model of the family olmoe")
+    if family == "qwen3_moe" and cfg.windowed not in ((), tuple(range(cfg.layers))):
+        raise ValueError("all layers or none are windowed in a model of the family qwen3_moe")
 
 
 PRESETS: dict[str, ModelConfig] = {

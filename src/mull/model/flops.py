@@ -42,8 +42,11 @@ def _ffn(cfg: ModelConfig, layer: int) -> tuple[int, int]:
 
 def _vectors(cfg: ModelConfig) -> int:
     """Norm weights and biases of one layer, the router's bias not counted (it is no parameter)."""
-    bias = cfg.head_dim * (cfg.heads + 2 * cfg.kv_heads) if cfg.qkv_bias and not cfg.latent else 0
-    return 2 * cfg.width + bias + (cfg.kv_rank + cfg.q_rank if cfg.latent else 0)
+    if cfg.latent:
+        return 2 * cfg.width + cfg.kv_rank + cfg.q_rank
+    bias = cfg.head_dim * (cfg.heads + 2 * cfg.kv_heads) * cfg.qkv_bias + cfg.width * cfg.o_bias
+    norms = {"none": 0, "head": 2, "full": cfg.heads + cfg.kv_heads}[cfg.qk_norm]
+    return 2 * cfg.width + bias + norms * cfg.head_dim
 
 
 def parameters(cfg: ModelConfig) -> Parameters:

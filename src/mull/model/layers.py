@@ -10,14 +10,17 @@ import math
 import torch
 from torch import Tensor, nn
 
-from mull.model.config import ModelConfig, Yarn
+from mull.model.config import Llama3Rope, ModelConfig, Yarn
 from mull.ops.linear import linear
 from mull.ops.norm import rms_norm
 from mull.ops.swiglu import swiglu
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight over the last axis, in the input's dtype (arXiv 1910.07467)."""
+    """x / rms(x) * weight over the last axis, in the input's dtype (arXiv 1910.07467).
+
+    A last axis that is several times as wide as the weight is so many vectors, each with a norm of its own.
+    """
 
     def __init__(self, dim: int, eps: float = 1e-6):
         super().__init__()
@@ -25,7 +28,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.weight, self.eps)
+        return rms_norm(x.reshape(-1, len(self.weight)), self.weight, self.eps).view_as(x)
 
 
 class Linear(nn.Linear):
@@ -50,21 +53,36 @@ class SwiGLU(nn.Module):
 
 
 def rotary_frequencies(cfg: ModelConfig) -> Tensor:
-    """Angle per position of each rotary pair, [R/2], fp32. With YaRN, slow pairs are interpolated, fast ones kept."""
+    """Angle per position of each rotary pair, [R/2], fp32. Context extensions slow the slow pairs down."""
     half = torch.arange(0, cfg.rotary_dim, 2, dtype=torch.float32) / cfg.rotary_dim
     frequency = 1.0 / cfg.rope_theta**half
-    if cfg.yarn is None:
-        return frequency
-    yarn = cfg.yarn
+    if cfg.yarn is not None:
+        return _yarn(frequency, cfg.yarn, cfg.rope_theta)
+    if cfg.llama3_rope is not None:
+        return _llama3(frequency, cfg.llama3_rope)
+    return frequency / cfg.linear_rope
+
+
+def _yarn(frequency: Tensor, yarn: Yarn, theta: float) -> Tensor:
+    pairs = len(frequency)
 
     def pair_of(rotations: float) -> float:  # the pair that turns `rotations` times over the original length
-        span = yarn.original_length / (rotations * 2 * math.pi)
-        return cfg.rotary_dim * math.log(span) / (2 * math.log(cfg.rope_theta))
+        return pairs * math.log(yarn.original_length / (rotations * 2 * math.pi)) / math.log(theta)
 
-    low = max(math.floor(pair_of(yarn.beta_fast)), 0)
-    high = min(math.ceil(pair_of(yarn.beta_slow)), cfg.rotary_dim - 1)
-    ramp = torch.arange(cfg.rotary_dim // 2, dtype=torch.float32).sub(low).div(max(high - low, 1e-3)).clamp(0, 1)
+    low, high = pair_of(yarn.beta_fast), pair_of(yarn.beta_slow)
+    if yarn.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, 2 * pairs - 1)
+    ramp = torch.arange(pairs, dtype=torch.float32).sub(low).div((high - low) or 1e-3).clamp(0, 1)
     return frequency / yarn.factor * ramp + frequency * (1 - ramp)
+
+
+def _llama3(frequency: Tensor, rope: Llama3Rope) -> Tensor:
+    """Between the two factors the share of the unscaled frequency grows with the turns over the original length."""
+    turns = frequency * (rope.original_length / (2 * math.pi))
+    kept = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+    kept = kept.clamp(0, 1)
+    return frequency / rope.factor * (1 - kept) + frequency * kept
 
 
 def _mscale(factor: float, weight: float) -> float:
@@ -75,15 +93,17 @@ def rotary_magnitude(yarn: Yarn | None) -> float:
     """What cos and sin are multiplied with; 1 without YaRN, and for DeepSeek-V3, whose two mscales are equal."""
     if yarn is None:
         return 1.0
+    if yarn.magnitude:
+        return yarn.magnitude
     if yarn.mscale and yarn.mscale_all_dim:
         return _mscale(yarn.factor, yarn.mscale) / _mscale(yarn.factor, yarn.mscale_all_dim)
     return _mscale(yarn.factor, 1.0)
 
 
 def softmax_scale(cfg: ModelConfig) -> float:
-    """qk_dim^-0.5, times mscale(factor)^2 where YaRN sets mscale_all_dim (DeepSeek-V3: 1.3689^2)."""
+    """qk_dim^-0.5; in latent attention, where YaRN sets mscale_all_dim, times mscale(factor)^2 (DeepSeek-V3: 1.87)."""
     scale = cfg.qk_dim**-0.5
-    if cfg.yarn is not None and cfg.yarn.mscale_all_dim:
+    if cfg.latent and cfg.yarn is not None and cfg.yarn.mscale_all_dim:
         scale *= _mscale(cfg.yarn.factor, cfg.yarn.mscale_all_dim) ** 2
     return scale
 
@@ -105,10 +125,14 @@ class Rotary(nn.Module):
 
 def rotate(x_THR: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
     """Turn each pair by its angle. Pairs are neighbours (DeepSeek) or half the width apart (Llama, Qwen); they stay so.
+    What is wider than cos and sin are for stays as it is behind them.
 
     Neighbours are one complex number: on a CPU one product instead of six strided ones. Only in whole vectors: what
     is left over is computed in scalar form, which rounds differently.
     """
+    width = 2 * cos.shape[-1]
+    if width < x_THR.shape[-1]:
+        return torch.cat((rotate(x_THR[..., :width], cos, sin, interleaved), x_THR[..., width:]), dim=-1)
     if not interleaved:
         first, second = x_THR.chunk(2, dim=-1)
         return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)

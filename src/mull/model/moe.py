@@ -3,7 +3,8 @@
 The router scores experts by a sigmoid. A bias, no parameter and outside the gradient, is added only to *choose*; the
 weights are the unbiased scores of the chosen, normalised. After each optimiser step the trainer moves the bias of
 overloaded experts down and of underloaded ones up: balance without a loss that fights the objective. A small loss per
-sequence (eq. 17-20) keeps single documents from collapsing onto one expert.
+sequence (eq. 17-20) keeps single documents from collapsing onto one expert. Qwen3's and OLMoE's mixtures, which mull
+runs too, score by a softmax, and have neither bias nor shared expert.
 
 T tokens  D width  E experts  K chosen experts  G groups  F expert width
 """
@@ -52,20 +53,21 @@ def fingerprints(chosen: Sequence[Tensor], experts: int) -> Tensor:
 
 
 class Router(nn.Module):
-    bias: Tensor
+    bias: Tensor | None
 
     def __init__(self, cfg: ModelConfig):
         super().__init__()
         self.cfg, self.exact = cfg, False
         self.weight = nn.Parameter(torch.empty(cfg.experts, cfg.width))
-        self.register_buffer("bias", torch.zeros(cfg.experts, dtype=torch.float32))
+        self.register_buffer("bias", torch.zeros(cfg.experts) if cfg.score == "sigmoid" else None)
 
     def forward(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(chosen experts [T, K], their weights [T, K], all scores [T, E]); fp32 throughout, under autocast too."""
         cfg = self.cfg
         with unrounded(x_TD.device):
-            score_TE = sigmoid(linear(x_TD.float(), self.weight.float(), plain=self.exact))
-        choice_TE = score_TE.detach() + self.bias
+            logit_TE = linear(x_TD.float(), self.weight.float(), plain=self.exact)
+        score_TE = sigmoid(logit_TE) if cfg.score == "sigmoid" else logit_TE.softmax(dim=-1)
+        choice_TE = score_TE.detach() if self.bias is None else score_TE.detach() + self.bias
         if cfg.active_groups < cfg.groups:
             choice_TGe = choice_TE.unflatten(1, (cfg.groups, -1))
             rank_TG = choice_TGe.topk(2, dim=-1).values.sum(dim=-1)

@@ -79,19 +79,25 @@ class Documents:
 
 
 def attend(
-    q_THK: Tensor, k_THK: Tensor, v_THV: Tensor, documents: Documents, scale: float, exact: bool = False
+    q_THK: Tensor, k_THK: Tensor, v_THV: Tensor, documents: Documents, scale: float, exact: bool = False, reach: int = 0
 ) -> Tensor:
     """Causal attention within each document, [T, H, V]. Keys may have fewer heads than queries (grouped-query).
 
-    With `exact`, a query has the bits that ops.exact.attend_window_exact gives it.
+    With `reach`, a token sees so many, itself included (sliding window). With `exact`, a query has the bits that
+    ops.exact.attend_window_exact gives it.
     """
     heads, kv_heads = q_THK.shape[1], k_THK.shape[1]
-    if exact or (q_THK.device.type == "cpu" and max(documents.lengths) <= LONGEST):
-        return attend_blocks(q_THK, k_THK, v_THV, documents.layout(heads, kv_heads), scale, exact)
-    return attend_fused(q_THK, k_THK, v_THV, documents, scale)
+    longest = max(documents.lengths)
+    if reach >= longest:
+        reach = 0
+    if exact or (q_THK.device.type == "cpu" and longest <= LONGEST):
+        return attend_blocks(q_THK, k_THK, v_THV, documents.layout(heads, kv_heads), scale, exact, reach)
+    return attend_fused(q_THK, k_THK, v_THV, documents, scale, reach)
 
 
-def attend_fused(q_THK: Tensor, k_THK: Tensor, v_THV: Tensor, documents: Documents, scale: float) -> Tensor:
+def attend_fused(
+    q_THK: Tensor, k_THK: Tensor, v_THV: Tensor, documents: Documents, scale: float, reach: int = 0
+) -> Tensor:
     """The same by torch's fused kernels, group by group."""
     heads, kv_heads = q_THK.shape[1], k_THK.shape[1]
     qk_dim, v_dim = q_THK.shape[2], v_THV.shape[2]
@@ -102,12 +108,25 @@ def attend_fused(q_THK: Tensor, k_THK: Tensor, v_THV: Tensor, documents: Documen
     parts = []
     for shape, *qkv in zip(documents.shapes, *laid, strict=True):
         q, k, v = (x.unflatten(0, shape).transpose(1, 2) for x in qkv)
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=heads != kv_heads)
+        seen = None if not reach else ~unseen_of(torch.arange(shape[1], device=q.device), shape[1], reach)
+        out = F.scaled_dot_product_attention(
+            q, k, v, seen, is_causal=not reach, scale=scale, enable_gqa=heads != kv_heads
+        )
         parts.append(out.transpose(1, 2).flatten(0, 1))
     return from_groups(torch.cat(parts), documents.home_T)[..., :v_dim]
 
 
-def attend_plain(q_THK: Tensor, k_THK: Tensor, v_THV: Tensor, documents: Documents, scale: float) -> Tensor:
+def unseen_of(position: Tensor, keys: int, reach: int = 0) -> Tensor:
+    """Which of `keys` positions a token at `position` [...] does not see, [..., keys] bool: those behind it, and with
+    `reach` those that are so far before it."""
+    at_S = torch.arange(keys, device=position.device)
+    unseen = at_S > position[..., None]
+    return unseen if not reach else unseen | (at_S <= position[..., None] - reach)
+
+
+def attend_plain(
+    q_THK: Tensor, k_THK: Tensor, v_THV: Tensor, documents: Documents, scale: float, reach: int = 0
+) -> Tensor:
     """The twin of `attend`: one document, one head, softmax written out."""
     repeat = q_THK.shape[1] // k_THK.shape[1]
     out, start = [], 0
@@ -115,8 +134,8 @@ def attend_plain(q_THK: Tensor, k_THK: Tensor, v_THV: Tensor, documents: Documen
         here = slice(start, start + length)
         k, v = (x[here].repeat_interleave(repeat, dim=1) for x in (k_THK, v_THV))
         score = torch.einsum("thk,shk->hts", q_THK[here], k) * scale
-        future = torch.ones(length, length, dtype=torch.bool, device=score.device).triu(1)
-        weight = score.float().masked_fill(future, float("-inf")).softmax(dim=-1).to(v.dtype)
+        unseen = unseen_of(torch.arange(length, device=score.device), length, reach)
+        weight = score.float().masked_fill(unseen, float("-inf")).softmax(dim=-1).to(v.dtype)
         out.append(torch.einsum("hts,shv->thv", weight, v))
         start += length
     return torch.cat(out)

@@ -84,7 +84,7 @@ def _there_and_back(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor,
 class _Attention(Function):
     @staticmethod
     def forward(
-        ctx: Any, q_THK: Tensor, k_ThK: Tensor, v_ThV: Tensor, layout: Layout, scale: float, exact: bool
+        ctx: Any, q_THK: Tensor, k_ThK: Tensor, v_ThV: Tensor, layout: Layout, scale: float, exact: bool, reach: int
     ) -> Tensor:
         q_QK = q_THK.flatten(0, 1).index_select(0, layout.query_Q).mul_(scale)
         k_XK = k_ThK.flatten(0, 1).index_select(0, layout.key_X)
@@ -102,8 +102,10 @@ class _Attention(Function):
                 end = whole(block.end) if exact else block.end
                 k_MeK, v_MeV = k_MLK[:, :end], v_MLV[:, :end]
                 score_Mbe = scores(q_MbK, k_MeK) if exact else torch.bmm(q_MbK, k_MeK.transpose(1, 2))
-                seen_too_early = score_Mbe[:, :rows].unflatten(1, (-1, size))[..., block.begin :]
-                seen_too_early.add_(future[:size, : end - block.begin])
+                score_MSbe = score_Mbe[:, :rows].unflatten(1, (-1, size))
+                score_MSbe[..., block.begin :].add_(future[:size, : end - block.begin])
+                if reach and block.end > reach:
+                    score_MSbe.masked_fill_(_out_of_reach(block, end, reach, q_QK.device), float("-inf"))
                 weight_Mbe = score_Mbe.softmax(dim=-1)
                 if exact:
                     out_MbV.copy_(collect(weight_Mbe, v_MeV)[:, :rows])
@@ -143,11 +145,19 @@ class _Attention(Function):
                     dk_MLK[:, :end].add_(torch.bmm(score_Mbe.transpose(1, 2), q_MbK))
         dq_THK = dq_QK.mul_(ctx.scale).index_select(0, layout.query_home).view(tokens, -1, q_QK.shape[1])
         dk_ThK, dv_ThV = (x.index_select(0, layout.key_home).view(tokens, -1, x.shape[1]) for x in (dk_XK, dv_XV))
-        return dq_THK, dk_ThK, dv_ThV, None, None, None
+        return dq_THK, dk_ThK, dv_ThV, None, None, None, None
+
+
+def _out_of_reach(block: _Block, keys: int, reach: int, device: torch.device) -> Tensor:
+    """[queries, keys] bool: keys that lie `reach` or more before the query. Their weights are zero, their work is not
+    saved: windows are wide and documents short, on a CPU."""
+    query, key = torch.arange(block.begin, block.end, device=device), torch.arange(keys, device=device)
+    return key <= query[:, None] - reach
 
 
 def attend_blocks(
-    q_THK: Tensor, k_ThK: Tensor, v_ThV: Tensor, layout: Layout, scale: float, exact: bool = False
+    q_THK: Tensor, k_ThK: Tensor, v_ThV: Tensor, layout: Layout, scale: float, exact: bool = False, reach: int = 0
 ) -> Tensor:
-    """Causal attention within each document, [T, H, V]; `exact` gives a query the bits that it has over a cache."""
-    return _Attention.apply(q_THK, k_ThK, v_ThV, layout, scale, exact)  # type: ignore[return-value]
+    """Causal attention within each document, [T, H, V], as far back as `reach` where it is set; `exact` gives a query
+    the bits that it has over a cache."""
+    return _Attention.apply(q_THK, k_ThK, v_ThV, layout, scale, exact, reach)  # type: ignore[return-value]

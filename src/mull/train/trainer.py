@@ -143,7 +143,8 @@ class Trainer:
     def _balance(self, load_LE: Tensor) -> dict[str, float]:
         """bias += speed * sign(mean load - load), once per step over the whole batch. Returns the worst imbalance."""
         for moe, load_E in zip(self.moes, load_LE.float(), strict=False):
-            moe.router.bias += self.cfg.balance_speed * (load_E.mean() - load_E).sign()
+            if moe.router.bias is not None:
+                moe.router.bias += self.cfg.balance_speed * (load_E.mean() - load_E).sign()
         self.last_load = load_LE / load_LE.sum(dim=1, keepdim=True)
         return {"load_max": float(self.last_load.max() * load_LE.shape[1])}
 
