@@ -1,110 +1,185 @@
-"""Model directories: config.json, safetensors in the Hugging Face layout, tokenizer, chat template.
+"""Model directories: config.json, safetensors in the Hugging Face layout, tokenizer, chat template. GGUF files, read.
 
-The answering model is model.safetensors; MTP layers lie apart in mtp.safetensors, so that a reader without use for them
-(transformers warns of tensors it does not know) never sees them. A directory is written beside, synced and renamed: it
-is there whole or not at all.
+The answering model is model.safetensors, or shards and their index; MTP layers lie apart in mtp.safetensors, so that a
+reader without use for them (transformers warns of tensors it does not know) never sees them. A directory is written
+beside, synced and renamed: it is there whole or not at all.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from mull.model.families import Place, config_to_hf, places, read_config
+from mull.formats.safetensors import MTP, SHARD, Planned, write_file, write_folder
+from mull.model.config import ModelConfig
+from mull.model.families import Place, config_to_hf, places
+from mull.model.layers import Rotary
+from mull.model.source import FLOATS, SCALE, Source, skeleton
 from mull.model.transformer import Transformer
+from mull.ops.fp8 import BLOCK, block_scales, grid, quantise
 from mull.text.chat import Chat
 from mull.types import UserError, sync
 
-FILES = {False: "model.safetensors", True: "mtp.safetensors"}  # by Place.mtp
+DTYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16", "fp8": "F8_E4M3"}  # --dtype -> most of the tensors
+MATRICES = ("_proj.weight", "_proj_with_mqa.weight")  # of attention and feed-forward
+
+
+def load_model(path: Path, device: torch.device | str = "cpu", mtp: bool = True) -> Transformer:
+    """Read a model directory or a .gguf file, into fp32. Raises UserError, by name, for what is damaged or not there.
+
+    MTP layers answer nothing: they are left out without `mtp`, and where the configuration announces them but the
+    files lack them.
+    """
+    path = Path(path)
+    if path.suffix == ".gguf":
+        return _load_gguf(path, device)
+    source = Source(path)
+    cfg = source.cfg if mtp else source.cfg.model_copy(update={"mtp_layers": 0})
+    model = allocate(cfg, device)
+    state = model.state_dict()
+    for place in source.places:
+        if mtp or not place.mtp:
+            source.read(place.theirs, state[place.ours][place.index])
+    return model
+
+
+def _load_gguf(path: Path, device: torch.device | str) -> Transformer:
+    from mull.formats.gguf import read_header
+    from mull.model.gguf import config_of, fill
+
+    header = read_header(path)
+    model = allocate(config_of(header.metadata, header.tensors, str(path)), device)
+    fill(model, path, header)
+    return model
+
+
+def allocate(cfg: ModelConfig, device: torch.device | str = "cpu") -> Transformer:
+    """A model with room for numbers that are still to be read; what no file holds, the rotary table, is there."""
+    model = skeleton(cfg).to_empty(device=torch.device(device))
+    if cfg.tied:
+        model.head.weight = model.embed.weight
+    model.rotary = Rotary(cfg).to(device)
+    return model
 
 
 def save_model(folder: Path, model: Transformer, chat: Chat) -> None:
     """Write or replace a model directory. Raises OSError where writing fails; what was there before then still is."""
     folder = Path(folder)
+    with beside(folder) as part:
+        write_weights(part, places(model.cfg), plan_of(model, "f32"))
+        write_config(part, model.cfg, chat, "f32")
+        chat.save(part)
+        sync_all(part)
+        shutil.rmtree(folder, ignore_errors=True)
+        part.rename(folder)
+    sync(folder.parent)
+
+
+@contextmanager
+def beside(folder: Path) -> Iterator[Path]:
+    """An empty directory beside `folder`, to be renamed to it. What goes wrong in between leaves nothing behind."""
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:
         part.mkdir(parents=True)
-        _write(part, model, chat)
-        for path in [*part.iterdir(), part]:
-            sync(path)
-        shutil.rmtree(folder, ignore_errors=True)
-        part.rename(folder)
-        sync(folder.parent)
-    except (OSError, SafetensorError) as error:
+        yield part
+    except BaseException:
         shutil.rmtree(part, ignore_errors=True)
-        raise error if isinstance(error, OSError) else OSError(str(error)) from None
+        raise
 
 
-def _write(folder: Path, model: Transformer, chat: Chat) -> None:
+def sync_all(folder: Path) -> None:
+    for path in [*folder.iterdir(), folder]:
+        sync(path)
+
+
+def write_weights(
+    folder: Path, every: Iterable[Place], plan: Callable[[Place], Iterable[Planned]], shard: int = SHARD
+) -> None:
+    """The tensors of all places, each as `plan` has it; those of MTP layers apart. Raises OSError."""
+    here = list(every)
+    write_folder(folder, [planned for place in here if not place.mtp for planned in plan(place)], shard)
+    if apart := [planned for place in here if place.mtp for planned in plan(place)]:
+        write_file(folder / MTP, apart)
+
+
+def plan_of(model: Transformer, dtype: str) -> Callable[[Place], list[Planned]]:
+    """For write_weights: a model's tensors, on their way to disk converted to `dtype`, one of DTYPES."""
     state = model.state_dict()
-    for mtp, name in FILES.items():
-        tensors = {
-            place.theirs: state[place.ours][place.index].detach().cpu().contiguous().clone()
-            for place in places(model.cfg)
-            if place.mtp == mtp
-        }
-        if tensors:
-            save_file(tensors, folder / name, metadata={"format": "pt"})
+
+    def plan(place: Place) -> list[Planned]:
+        tensor = state[place.ours][place.index]
+        return converted(place.theirs, tuple(tensor.shape), dtype, lambda: tensor.detach().cpu().float())
+
+    return plan
+
+
+def converted(name: str, shape: tuple[int, ...], dtype: str, numbers: Callable[[], Tensor]) -> list[Planned]:
+    """A tensor in `dtype`: with fp8, matrices within layers as codes and scales, all else BF16, as DeepSeek has it.
+
+    The router's bias is fp32 always, which transformers holds to also: it is added to scores that nearly tie.
+    """
+    kind = DTYPES[dtype]
+    if name.endswith("e_score_correction_bias"):
+        kind = "F32"
+    elif dtype == "fp8" and not _in_blocks(name):
+        kind = "BF16"
+    if kind != "F8_E4M3":
+        return [Planned(name, kind, shape, lambda: content(_narrowed(numbers(), kind, name)))]
+    return [
+        Planned(name, kind, shape, lambda: content(quantise(numbers())[0])),
+        Planned(name + SCALE, "F32", grid(shape), lambda: content(block_scales(numbers()))),
+    ]
+
+
+def _in_blocks(name: str) -> bool:
+    return (".self_attn." in name or ".mlp." in name) and name.endswith(MATRICES)
+
+
+def _narrowed(numbers: Tensor, kind: str, name: str) -> Tensor:
+    narrow = numbers.to(FLOATS[kind])
+    if kind == "F16" and not math.isfinite(narrow.abs().max()) and math.isfinite(numbers.abs().max()):
+        raise UserError(f"{name} holds numbers beyond 65504, the largest of f16; bf16 and f32 can hold them.")
+    return narrow
+
+
+def content(tensor: Tensor) -> memoryview:
+    """A tensor's bytes, as they lie in memory."""
+    return tensor.contiguous().view(torch.uint8).numpy().data
+
+
+def write_config(folder: Path, cfg: ModelConfig, chat: Chat, dtype: str) -> None:
+    """config.json and generation_config.json."""
     tokenizer = chat.tokenizer
     eos, pad = tokenizer.im_end, tokenizer.end_of_text
-    config = config_to_hf(model.cfg) | {"bos_token_id": None, "eos_token_id": eos, "pad_token_id": pad}
+    config = config_to_hf(cfg) | {"bos_token_id": None, "eos_token_id": eos, "pad_token_id": pad} | dtype_config(dtype)
     generation = {"eos_token_id": list(tokenizer.stop_ids), "pad_token_id": pad, "do_sample": False}
-    for name, content in (("config.json", config), ("generation_config.json", generation)):
-        (folder / name).write_text(json.dumps(content, indent=1), encoding="utf-8")
-    chat.save(folder)
+    write_json(folder / "config.json", config)
+    write_json(folder / "generation_config.json", generation)
 
 
-def load_model(folder: Path, device: torch.device | str = "cpu", mtp: bool = True) -> Transformer:
-    """Read a model directory. Raises UserError for damaged files, and for missing or misshapen tensors, by name.
-
-    MTP layers answer nothing: they are left out without `mtp`, and where the configuration announces them but the
-    directory lacks them.
-    """
-    folder = Path(folder)
-    cfg = read_config(folder)
-    if cfg.mtp_layers and not (mtp and (folder / FILES[True]).exists()):
-        cfg = cfg.model_copy(update={"mtp_layers": 0})
-    model = Transformer(cfg)
-    state = model.state_dict()
-    missing: list[str] = []
-    for mtp, name in FILES.items():
-        wanted = {place.theirs: place for place in places(cfg) if place.mtp == mtp}
-        if wanted:
-            for theirs, tensor in _read(folder / name, wanted):
-                _put(state, wanted.pop(theirs), tensor, folder / name)
-            missing += wanted
-    if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise UserError(f"{folder} lacks the tensor {missing[0]}{more}; it is not whole.")
-    return model.to(device)
+def dtype_config(dtype: str) -> dict[str, Any]:
+    """What config.json says of the tensors beside it."""
+    wide = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "fp8": "bfloat16"}[dtype]
+    if dtype != "fp8":
+        return {"torch_dtype": wide}
+    blocks = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": list(BLOCK)}
+    return {"torch_dtype": wide, "quantization_config": blocks}
 
 
-def _read(path: Path, wanted: dict[str, Place]) -> Iterator[tuple[str, Tensor]]:
-    if not path.exists():
-        raise UserError(f"There is no file {path}; a model directory holds its weights there.")
-    try:
-        with safe_open(path, "pt") as file:
-            for name in file.keys():  # noqa: SIM118 - no mapping, only called like one
-                if name in wanted:
-                    yield name, file.get_tensor(name)
-                elif not name.endswith("rotary_emb.inv_freq"):
-                    raise UserError(f"{path} holds a tensor {name}, for which its config.json has no place.")
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is damaged or no safetensors file ({error}).") from None
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=1), encoding="utf-8")
 
 
-def _put(state: dict[str, Tensor], place: Place, tensor: Tensor, path: Path) -> None:
-    target = state[place.ours][place.index]
-    if tensor.shape != target.shape:
-        raise UserError(f"{path}: {place.theirs} has shape {list(tensor.shape)}, not {list(target.shape)}.")
-    if not tensor.dtype.is_floating_point:
-        raise UserError(f"{path}: {place.theirs} holds {tensor.dtype}, not floating-point numbers.")
-    target.copy_(tensor)
+__all__ = [
+    "DTYPES", "allocate", "beside", "content", "converted", "dtype_config", "load_model", "plan_of", "save_model",
+    "sync_all", "write_config", "write_json", "write_weights",
+]  # fmt: skip
