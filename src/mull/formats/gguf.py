@@ -56,6 +56,7 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class Header:
+    path: Path
     version: int
     metadata: dict[str, Any]  # arrays are lists
     tensors: dict[str, TensorInfo]  # in the file's order
@@ -104,7 +105,7 @@ class _Reader:
                 f"{self.path} is one of {metadata['split.count']} parts; mull reads GGUF files in one piece "
                 "(llama-gguf-split --merge makes one)."
             )
-        return Header(version, metadata, self.tensors(tensors, self.alignment(metadata)))
+        return Header(self.path, version, metadata, self.tensors(tensors, self.alignment(metadata)))
 
     def take(self, count: int) -> int:
         """Where the next `count` bytes begin; they are there."""

@@ -342,8 +342,7 @@ def read_config(path: Path) -> ModelConfig:
         from mull.formats.gguf import read_header
         from mull.model import gguf
 
-        header = read_header(path)
-        return gguf.config_of(header.metadata, header.tensors, str(path))
+        return gguf.config_of(read_header(path))
     where = path if path.suffix == ".json" else path / "config.json"
     return config_from_hf(read_raw(where), str(where))
 
