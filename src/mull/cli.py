@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -56,15 +56,14 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
 
-ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A run, a model directory, or RUN:NAME.")]
+MODEL = "A run, RUN:NAME, a model directory, a .gguf file, smollm2, or a pulled ORG/NAME."
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL)]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes, e.g. stage.rl.steps=50 rates.watts=35.")
 ]
 Out = Annotated[Path | None, typer.Option("--out", help="The run's directory; the same command continues it.")]
 DemoOut = Annotated[Path, typer.Option("--out", help="The run's directory; the same command continues it.")]
-Size = Annotated[
-    list[str] | None, typer.Option(metavar="KEY=VALUE", help="Of the problems, e.g. terms=[5,6].")
-]
+Size = Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Of the problems, e.g. terms=[5,6].")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 MaxTokens = Annotated[int, typer.Option(help="Longest answer, the thinking included.")]
@@ -256,10 +255,10 @@ def ask(
 
 @app.command()
 def info(
-    model: Annotated[str, typer.Argument(metavar="PATH", help="A run, a model directory, or RUN:NAME.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=f"{MODEL[:-1]}; or a bare config.json.")],
     as_json: Json = False,
 ) -> None:
-    """Sizes of a model; what a run has done, made and cost."""
+    """Sizes of a model and what it takes to serve; what a run has done, made and cost. No weights are read."""
     from mull.console import print_info, print_json
     from mull.describe import describe
 
@@ -268,6 +267,48 @@ def info(
         print_json(described)
     else:
         print_info(described)
+
+
+@app.command()
+def pull(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="smollm2, or ORG/NAME[@REVISION][:FILE.gguf] of the hub.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Fetch a published model, once; without NAME, list those that are here. Prints where it is."""
+    from mull import hub
+    from mull.console import print_json, print_names
+    from mull.model.families import read_config
+
+    if name is None:
+        here = {found: str(path) for found, path in hub.pulled().items()}
+        if as_json:
+            print_json({"models": here})
+        else:
+            print_names("Models that need no network", list(here.items()))
+        return
+    path = hub.pull(name, say=lambda line: print(line, file=sys.stderr, flush=True), approve=read_config)
+    if as_json:
+        print_json({"name": name, "path": str(path)})
+    else:
+        print(path)
+
+
+@app.command()
+def export(
+    model: ModelArgument,
+    to: Annotated[Literal["hf", "gguf"], typer.Option("--to", help="For transformers and vLLM, or for llama.cpp.")],
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", metavar="DTYPE", help="f32, f16, bf16, q8_0 (gguf) or fp8 (hf).")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Where to, if not NAME-hf or NAME.gguf here.")] = None,
+) -> None:
+    """Write a model for other programs, with a model card. Prints where it is."""
+    from mull.export import export as write
+    from mull.locate import locate
+
+    print(write(model, to, out or Path(f"{locate(model).name}{'.gguf' if to == 'gguf' else '-hf'}"), dtype))
 
 
 @app.command()

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from mull.ledger import money
 from mull.locate import judged
-from mull.report.words import clock, count, energy, flops, interval, percent
+from mull.report.words import THIN, clock, count, energy, flops, interval, percent
 from mull.tasks import TAUGHT
 from mull.types import Message, Problem
 
@@ -171,14 +171,36 @@ def _spelt(facts: Row) -> dict[str, str]:
             "result": facts["result"] or "none yet", "report": str(facts["report"] or "none yet"),
             "bill": ", ".join(_costs(facts["total"])),
         }  # fmt: skip
-    if facts.get("total_params"):
-        lines |= {
-            "parameters": f"{count(facts['total_params'])} in all, {count(facts['active_params'])} active per token",
-            "family": facts["family"], "vocabulary": str(facts["vocab"]), "length": f"{facts['max_length']} tokens",
-            "compute": f"{flops(facts['flops_per_token'])} per token",
-            "cache": f"{facts['cache_bytes_per_token']:,} bytes per token", "on disk": f"{count(facts['disk_bytes'])}B",
-        }  # fmt: skip
-    return lines
+    return lines | (_sizes(facts) if facts.get("total_params") else {})
+
+
+def _sizes(facts: Row) -> dict[str, str]:
+    """Of a model: what it is, what it takes to keep, to run, and to serve."""
+    experts = f", {facts['active_experts']} of {facts['experts']} experts per token" if facts["experts"] else ""
+    mtp = f", {_parameters(facts['mtp_params'])} more to predict further tokens" if facts["mtp_params"] else ""
+    total, active = _parameters(facts["total_params"]), _parameters(facts["active_params"])
+    lines = {
+        "parameters": f"{total} in all, {active} active per token{mtp}",
+        "family": f"{facts['family']}, {facts['layers']} layers of width {facts['width']}{experts}",
+        "vocabulary": str(facts["vocab"]), "length": f"{facts['max_length']} tokens",
+        "compute": f"{flops(facts['flops_per_token'])} per token",
+        "cache": f"{facts['cache_bytes_per_token']:,} bytes per token in f32, half of it in bf16",
+        "weights": _in_formats(facts["bytes"]),
+    }  # fmt: skip
+    for load in facts["serving"]:
+        lines[f"with the cache of {load['rows']} x {load['tokens']}"] = _in_formats(load["bytes"])
+    held = ", ".join(f"{kind} {count(one['bytes'])}B in {one['tensors']}" for kind, one in facts["held"].items())
+    lines["on disk"] = f"{count(facts['disk_bytes'])}B" + (f": {held} tensors" if held else "")
+    return lines | ({"licence": facts["license"]} if facts["license"] else {})
+
+
+def _parameters(n: int) -> str:
+    """As models are spoken of: 671B."""
+    return count(n).replace(THIN, "").replace("G", "B")
+
+
+def _in_formats(sizes: Mapping[str, int]) -> str:
+    return ", ".join(f"{count(size)}B in {name}" for name, size in sizes.items())
 
 
 def print_names(title: str, rows: Sequence[tuple[str, str]]) -> None:

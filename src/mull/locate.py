@@ -1,21 +1,28 @@
-"""What a MODEL argument means: a model directory, a run (its result is meant), or RUN:NAME, one model of a run."""
+"""What a MODEL argument means: a run (its result is meant), RUN:NAME, a model directory, a GGUF file, or a name.
+
+A path that exists wins over a name. Names are those of `mull.hub`: a named model is fetched when it is first meant, a
+repository of the hub only by `mull pull`. So nothing but the first use of a named model ever waits for a network.
+"""
 
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from mull import hub
 from mull.config import build, nearest
+from mull.formats.safetensors import INDEX, PICKLES, WHOLE, read_folder
 from mull.ledger import Rates
 from mull.types import UserError
 
 
 @dataclass(frozen=True)
 class Located:
-    """A model directory, and the run it belongs to, whose rates price its answers."""
+    """A model directory or GGUF file, and the run it belongs to, whose rates price its answers."""
 
     folder: Path
     name: str
@@ -23,19 +30,56 @@ class Located:
     rates: Rates
 
 
-def locate(given: str | PathLike[str]) -> Located:
-    """Raises UserError, with the nearest name that exists, where there is no model."""
+def locate(given: str | PathLike[str], weights: bool = True) -> Located:
+    """Raises UserError, with the nearest name that exists, where there is no model; without `weights`, where there is
+    not even a configuration: a bare config.json is enough.
+    """
     path = Path(given)
     before, colon, name = str(given).rpartition(":")
     if colon and not path.exists() and Path(before).is_dir():
         return _of_run(find_run(before), name)
-    _must_be_folder(path, "model or run")
+    if not path.exists():
+        return _named(str(given))
+    if path.is_file():
+        return _of_file(path, weights)
     if is_run(path):
         return _of_run(path, "")
     if not (path / "config.json").exists():
-        raise UserError(f"{path} holds no config.json, so it is neither a model nor a run.")
+        raise UserError(f"{path} holds no config.json, so it is neither a model nor a run.{_ggufs(path)}")
+    if weights and not ((path / WHOLE).exists() or (path / INDEX).exists()):
+        read_folder(path)  # says what is there instead
     run = path.resolve().parent.parent
     return _located(path, run if path.resolve().parent.name == "models" and is_run(run) else None)
+
+
+def _named(name: str) -> Located:
+    """A model that has been pulled, or that is worth the wait."""
+    path = hub.resolve(name)
+    if path is None and name in hub.NAMED:
+        path = hub.pull(name, say=lambda line: print(line, file=sys.stderr, flush=True))
+    if path is not None:
+        return Located(path, name.rpartition("/")[2], None, Rates())
+    parent = Path(name).parent
+    beside = [p.name for p in parent.glob("[!.]*") if p.is_dir() or p.suffix == ".gguf"] if parent.is_dir() else []
+    if hub.repo_of(name) and not (parent.is_dir() and nearest(Path(name).name, beside)):
+        raise UserError(f"{name} is neither a path nor a model that has been pulled; `mull pull {name}` fetches it.")
+    raise UserError(f"There is no model or run at {name}.{nearest(Path(name).name, [*beside, *hub.NAMED])}")
+
+
+def _of_file(path: Path, weights: bool) -> Located:
+    match path.suffix:
+        case ".gguf":
+            return Located(path, path.stem, None, Rates())
+        case ".json" if not weights:
+            return Located(path, path.resolve().parent.name, None, Rates())
+        case suffix if f"*{suffix}" in PICKLES:
+            raise UserError(f"{path} may be a pickle, which can run any code; mull opens safetensors and GGUF files.")
+    raise UserError(f"{path} is a file; give the directory of a model or run, or a .gguf file.")
+
+
+def _ggufs(folder: Path) -> str:
+    files = sorted(path.name for path in folder.glob("*.gguf"))
+    return f" Give one of its GGUF files: {', '.join(files[:8])}." if files else ""
 
 
 def find_run(given: str | PathLike[str]) -> Path:
