@@ -92,7 +92,7 @@ FAMILIES: dict[str, tuple[str, Options, dict[str, Options]]] = {  # transformers
         "scaled": {"routed_scaling_factor": 1.5}, "yarn": YARN, "yarn, mscales": DEEP_YARN,
         "yarn, mscales differ": rope("yarn", original_max_position_embeddings=32, mscale=0.7, mscale_all_dim=1.0),
         "yarn, magnitude": rope("yarn", original_max_position_embeddings=32, attention_factor=1.3),
-        "yarn, not truncated": rope("yarn", original_max_position_embeddings=32, truncate=False),
+        "yarn, not truncated": rope("yarn", original_max_position_embeddings=1024, truncate=False),
         "llama3 rope": LLAMA3, "linear rope": LINEAR,
     }),
     "glm4_moe_lite": ("Glm4MoeLite", BASE | LATENT, {
@@ -101,6 +101,12 @@ FAMILIES: dict[str, tuple[str, Options, dict[str, Options]]] = {  # transformers
         "queries in one matrix": {"q_lora_rank": None},
     }),
 }  # fmt: skip
+
+
+def raw_of(family: str, option: str = "plain") -> Options:
+    """The config.json that transformers writes."""
+    name, base, options = FAMILIES[family]
+    return getattr(transformers(), f"{name}Config")(**base | options.get(option, {})).to_dict()
 
 
 def cases() -> Iterator[tuple[str, str]]:

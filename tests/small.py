@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mull.data.batch import Example
-from mull.model.config import ModelConfig, Yarn
+from mull.model.config import Llama3Rope, ModelConfig, Yarn
 from mull.model.transformer import Transformer
 from mull.text.chat import Chat
 from mull.text.tokenizer import Tokenizer
@@ -31,6 +31,8 @@ def changed(cfg: ModelConfig, **changes: object) -> ModelConfig:
 
 
 MOE = changed(MLA, layers=3, dense_layers=1, experts=8, active_experts=2, shared_experts=1, expert_ffn=16, mtp_layers=1)
+MIXED = {"experts": 8, "active_experts": 2, "expert_ffn": 16}
+SOFTMAX = MIXED | {"score": "softmax", "shared_experts": 0}
 YARN = Yarn(factor=4.0, original_length=32, beta_fast=32.0, beta_slow=1.0, mscale=1.0, mscale_all_dim=1.0)
 
 SHAPES: dict[str, ModelConfig] = {
@@ -50,6 +52,17 @@ SHAPES: dict[str, ModelConfig] = {
     "llama, tied": changed(GQA, tied=True),
     "qwen2": changed(GQA, qkv_bias=True, tied=True),
     "gqa moe": changed(GQA, layers=3, dense_layers=1, experts=4, active_experts=2, shared_experts=1, expert_ffn=16),
+    "gqa moe, half rotated, normed": changed(
+        GQA, layers=3, dense_layers=1, **MIXED, qk_norm="head", qkv_bias=True, partial_rotary=0.5, mtp_layers=1
+    ),
+    "llama, biases, llama3": changed(
+        GQA, qkv_bias=True, o_bias=True, llama3_rope=Llama3Rope(factor=4.0, original_length=32)
+    ),
+    "qwen2, windowed": changed(GQA, qkv_bias=True, window=7, windowed=(1,)),
+    "qwen3": changed(GQA, qk_norm="head"),
+    "qwen3 moe": changed(GQA, qk_norm="head", **SOFTMAX),
+    "qwen3 moe, windowed": changed(GQA, qk_norm="head", **SOFTMAX, window=5, windowed=(0, 1), renormalise=False),
+    "olmoe": changed(GQA, qk_norm="full", **SOFTMAX, head_dim=8, clip_qkv=2.0),
 }
 
 

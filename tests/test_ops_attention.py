@@ -35,15 +35,17 @@ def test_groups_hold_every_token_once(sizes: list[int], waste: float) -> None:
 
 @settings(deadline=None, max_examples=15)
 @given(
-    lengths, st.sampled_from([(2, 2, 8, 8), (4, 2, 8, 8), (4, 1, 6, 6), (2, 2, 8, 5), (2, 2, 6, 10)]), st.floats(0, 0.6)
-)
+    lengths, st.sampled_from([(2, 2, 8, 8), (4, 2, 8, 8), (4, 1, 6, 6), (2, 2, 8, 5), (2, 2, 6, 10)]),
+    st.floats(0, 0.6), st.sampled_from([0, 1, 2, 7, 39]),
+)  # fmt: skip
 @pytest.mark.parametrize("form", [attend, attend_fused])
 def test_attention_equals_its_plain_twin(
-    form: Attend, sizes: list[int], shape: tuple[int, int, int, int], waste: float
+    form: Attend, sizes: list[int], shape: tuple[int, int, int, int], waste: float, reach: int
 ) -> None:
-    """Forward and all three gradients, in double precision, whatever the lengths and the grouping."""
+    """Forward and all three gradients, in double precision, whatever the lengths, the grouping and the window."""
     inputs, documents = qkv(sum(sizes), *shape), Documents(sizes, waste=waste)
-    fast, plain = form(*inputs, documents, 0.3), attend_plain(*inputs, documents, 0.3)
+    fast = form(*inputs, documents, 0.3, reach=reach)
+    plain = attend_plain(*inputs, documents, 0.3, reach)
     torch.testing.assert_close(fast, plain, atol=1e-6, rtol=1e-6)  # the twin's softmax is in fp32
     up = torch.randn(fast.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     for a, b in zip(
@@ -52,14 +54,15 @@ def test_attention_equals_its_plain_twin(
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("reach", [0, 64, 70])
 @pytest.mark.parametrize("heads", [(2, 2), (6, 2)])
-def test_documents_of_several_blocks(heads: tuple[int, int]) -> None:
+def test_documents_of_several_blocks(heads: tuple[int, int], reach: int) -> None:
     """Lengths around multiples of the block of queries, padded groups among them; keys shared by heads, and not."""
     sizes = [150, 3, 64, 65, 63, 130, 128, 1, 149, 129]
     inputs, documents = qkv(sum(sizes), *heads, 8, 5), Documents(sizes, waste=0.2)
     results = []
     for form in (attend, attend_plain):
-        out = form(*inputs, documents, 0.3)
+        out = form(*inputs, documents, 0.3, reach=reach)
         results.append([out, *torch.autograd.grad(out.sin().sum(), inputs)])
     for fast, plain in zip(*results, strict=True):
         torch.testing.assert_close(fast, plain, atol=1e-5, rtol=1e-5)

@@ -24,7 +24,7 @@ C = TypeVar("C", bound="Config")
 class Config(BaseModel):
     """Base of all configurations: frozen, and closed to unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -81,7 +81,7 @@ class ModelConfig(Config):
     yarn: Yarn | None = None
     llama3_rope: Llama3Rope | None = None
     linear_rope: float = Field(default=1.0, gt=0)  # positions are divided by it
-    eps: float = 1e-6
+    eps: float = Field(default=1e-6, gt=0)
     tied: bool = False
     max_length: int = Field(default=2048, gt=0)
     init_std: float = Field(default=0.02, gt=0)

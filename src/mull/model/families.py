@@ -144,6 +144,7 @@ FAMILIES: dict[str, Family] = {
     ),
 }  # fmt: skip
 ONE_BIAS = ("olmoe", "qwen3_moe", "qwen3", "llama")  # their attention_bias is of the output too
+ALL_KEYS = ("llama", "olmoe", "deepseek_v3", "glm4_moe_lite")  # as many key heads as heads, if nothing is said
 WINDOWS = ("qwen2", "qwen3", "qwen3_moe")
 # what newer versions of transformers write for the published keys
 RENAMED = {
@@ -200,7 +201,10 @@ def config_from_hf(raw: Mapping[str, Any], where: str) -> ModelConfig:
     for theirs in ("experts", "expert_ffn", "kv_rank", "nope_dim", "rope_dim", "v_dim"):
         if theirs in family.names and family.names[theirs] not in raw:
             raise UserError(f"{where} lacks {family.names[theirs]!r}, which a model of the family {name} has.")
+    if name not in ALL_KEYS and "num_key_value_heads" not in raw:
+        raise UserError(f"{where} lacks 'num_key_value_heads', which a model of the family {name} has.")
     _natural(raw, "first_k_dense_replace", where, least=0)
+    _natural(raw, "kv_lora_rank", where, least=1)
     said = {ours: raw[theirs] for ours, theirs in family.names.items() if theirs in raw}
     values = {**NO_SCALING, "tied": False, "shared_experts": 0, "qkv_bias": False, **family.unsaid, **said}
     values |= family.implied
