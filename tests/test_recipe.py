@@ -142,7 +142,7 @@ def test_what_is_said_again_has_numbers(plain: dict[str, Any], monkeypatch: pyte
 
 def test_a_model_from_outside_must_be_there(plain: dict[str, Any], done: Path, tmp_path: Path):
     plain["outside"] = {"old": str(tmp_path)}
-    assert mistake(plain) == f"outside.old: {tmp_path} is no model directory."
+    assert mistake(plain) == f"outside.old: {tmp_path} holds no config.json, so it is neither a model nor a run."
     plain["outside"] = {"old": str(done / "models" / "base")}
     of(plain, "taught")["init"] = "old"
     recipe.check(build(Recipe, plain, "x"))

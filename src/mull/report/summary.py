@@ -239,7 +239,8 @@ def read_models(folder: Path, order: Sequence[str], outside: Mapping[str, str]) 
     names = sorted(made, key=lambda name: (place.get(name, len(place)), name))
     found = [_model(name, read_config(made[name])) for name in names]
     elsewhere = {name: Path(where) for name, where in outside.items() if name not in made}
-    return found + [_model(n, read_config(where)) for n, where in elsewhere.items() if (where / "config.json").exists()]
+    there = {n: path for n, path in elsewhere.items() if path.is_file() or (path / "config.json").exists()}
+    return found + [_model(n, read_config(path)) for n, path in there.items()]
 
 
 def _model(name: str, cfg: ModelConfig) -> Row:

@@ -18,7 +18,7 @@ from mull.config import Config, apply_overrides, build, digest, nearest, read_to
 from mull.data.shards import read_texts
 from mull.data.sources import NUMBER, Draw
 from mull.ledger import Rates
-from mull.locate import Located
+from mull.locate import Located, locate
 from mull.model.config import PRESETS, ModelConfig
 from mull.model.families import read_config
 from mull.run import Run
@@ -57,7 +57,7 @@ class Recipe(Config):
     result: str = ""  # the model that `mull chat RUN` talks to; the last one made, if empty
     rates: Rates = Rates()
     model: ModelConfig = PRESETS[PRESET]
-    outside: dict[Name, str] = {}  # models that no stage makes: name -> model directory
+    outside: dict[Name, str] = {}  # models that no stage makes: name -> what `locate` takes
     stage: list[AnyStage] = Field(min_length=1)
 
 
@@ -75,16 +75,26 @@ def load(name: str, overrides: list[str]) -> Recipe:
         raise UserError(f"There is no recipe {name!r}.{nearest(name, known)} Bundled: {', '.join(sorted(known))}.")
     raw = {"model": {"preset": PRESET}} | read_toml(path)  # so that model.width=64 changes the preset
     recipe = build(Recipe, apply_overrides(raw, overrides), path.name)
+    recipe = recipe.model_copy(update={"outside": _elsewhere(recipe)})
     check(recipe)
     return recipe
+
+
+def _elsewhere(recipe: Recipe) -> dict[str, str]:
+    """Paths of the models that no stage makes; those with a name of their own are fetched if they are not here."""
+    found: dict[str, str] = {}
+    for name, given in recipe.outside.items():
+        try:
+            found[name] = str(locate(given).folder)
+        except UserError as error:
+            raise UserError(f"outside.{name}: {error}") from None
+    return found
 
 
 def check(recipe: Recipe) -> None:
     """Everything a stage would stumble over later. Raises UserError."""
     dist.device(recipe.device)
-    for name, folder in recipe.outside.items():
-        if not (Path(folder) / "config.json").exists():
-            raise UserError(f"outside.{name}: {folder} is no model directory.")
+    _elsewhere(recipe)
     _check_models(recipe)
     _check_sittings(recipe)
     for at, stage in enumerate(recipe.stage):
@@ -226,8 +236,8 @@ def identity(recipe: Recipe) -> dict[str, Any]:
     plain = recipe.model_dump(mode="json")
     if recipe.outside:
         plain["weights"] = {
-            name: digest(sorted(path for path in Path(folder).iterdir() if path.is_file()))
-            for name, folder in recipe.outside.items()
+            name: digest([path] if path.is_file() else sorted(one for one in path.iterdir() if one.is_file()))
+            for name, path in ((name, Path(where)) for name, where in recipe.outside.items())
         }
     return plain
 

@@ -60,7 +60,7 @@ class Context:
     seed: int
     device: torch.device
     model: ModelConfig
-    outside: dict[str, str] = field(default_factory=dict)  # models that no stage makes: name -> folder
+    outside: dict[str, str] = field(default_factory=dict)  # models that no stage makes: name -> path
     exact: bool = False  # answers have the same bits however they are batched, and so do rl's trainer's
 
     def folder(self, name: str) -> Path:
