@@ -64,7 +64,7 @@ def _model(path: Path) -> dict[str, Any]:
         "path": str(path), "family": family_of(cfg), "total_params": count.total, "active_params": count.active,
         "mtp_params": count.mtp, "layers": cfg.layers, "width": cfg.width, "heads": cfg.heads, "experts": cfg.experts,
         "active_experts": cfg.active_experts if cfg.experts else 0, "vocab": cfg.vocab, "max_length": cfg.max_length,
-        "flops_per_token": forward_flops(cfg, 1, 1, 1), "cache_bytes_per_token": cache_bytes(cfg),
+        "flops_per_token": forward_flops(cfg, [1], 1), "cache_bytes_per_token": cache_bytes(cfg),
         "bytes": sizes, "serving": [_serving(cfg, sizes, *load) for load in ((1, cfg.max_length), (8, 4096))],
         "disk_bytes": _disk_bytes(path), "held": _held(path, header), "license": _license(path, header),
         "config": cfg.model_dump(mode="json"),

@@ -7,6 +7,7 @@ n (n + 1) / 2 pairs: what is needed, not what a kernel may waste.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -69,22 +70,33 @@ def _per_pair(cfg: ModelConfig) -> int:
     return 2 * cfg.heads * (cfg.qk_dim + cfg.value_dim)
 
 
-def forward_flops(cfg: ModelConfig, tokens: int, pairs: int, predicted: int) -> int:
-    """`tokens` through all layers, `pairs` of query and key, `predicted` positions through the vocabulary head."""
+def _pairs(length: int, reach: int = 0) -> int:
+    """How many pairs of query and key a document has in one layer, whose window `reach` is (0: none)."""
+    seen = min(length, reach or length)
+    return seen * (seen + 1) // 2 + (length - seen) * seen
+
+
+def _all_pairs(cfg: ModelConfig, lengths: Sequence[int]) -> int:
+    """The same of several documents in all layers."""
+    windows = Counter(cfg.window_of(layer) for layer in range(cfg.layers))
+    return sum(layers * _pairs(n, reach) for n in lengths for reach, layers in windows.items())
+
+
+def forward_flops(cfg: ModelConfig, lengths: Sequence[int], predicted: int) -> int:
+    """Documents of these lengths through all layers, `predicted` positions through the vocabulary head."""
     layers = sum(_per_token(cfg, layer) for layer in range(cfg.layers))
-    return tokens * layers + pairs * cfg.layers * _per_pair(cfg) + 2 * predicted * cfg.width * cfg.vocab
+    attention = _all_pairs(cfg, lengths) * _per_pair(cfg)
+    return sum(lengths) * layers + attention + 2 * predicted * cfg.width * cfg.vocab
 
 
 def training_flops(cfg: ModelConfig, lengths: Sequence[int], predicted: int) -> int:
     """Forward and backward of documents of these lengths with `predicted` learnt tokens, MTP layers included."""
-    tokens = sum(lengths)
-    pairs = sum(n * (n + 1) // 2 for n in lengths)
     mtp = cfg.mtp_layers * (
-        tokens * (_per_token(cfg, cfg.layers) + 4 * cfg.width * cfg.width)
-        + pairs * _per_pair(cfg)
+        sum(lengths) * (_per_token(cfg, cfg.layers) + 4 * cfg.width * cfg.width)
+        + sum(map(_pairs, lengths)) * _per_pair(cfg)
         + 2 * predicted * cfg.width * cfg.vocab
     )
-    return 3 * (forward_flops(cfg, tokens, pairs, predicted) + mtp)
+    return 3 * (forward_flops(cfg, lengths, predicted) + mtp)
 
 
 def decoding_flops(cfg: ModelConfig, prompt: int, generated: int) -> int:
@@ -95,12 +107,11 @@ def decoding_flops(cfg: ModelConfig, prompt: int, generated: int) -> int:
     2 C + R per head and pair.
     """
     total = prompt + max(generated - 1, 0)
-    pairs = total * (total + 1) // 2
     if not cfg.latent:
-        return forward_flops(cfg, total, pairs, generated)
+        return forward_flops(cfg, [total], generated)
     per_pair = 2 * cfg.heads * (2 * cfg.kv_rank + cfg.rope_dim)
     layers = sum(_per_token(cfg, layer) for layer in range(cfg.layers))
-    return total * layers + pairs * cfg.layers * per_pair + 2 * generated * cfg.width * cfg.vocab
+    return total * layers + _all_pairs(cfg, [total]) * per_pair + 2 * generated * cfg.width * cfg.vocab
 
 
 def cache_bytes(cfg: ModelConfig, element: int = 4) -> int:

@@ -110,8 +110,7 @@ def scored(batch: Batch, teacher: Transformer, entry: Entry) -> Batch:
     with torch.no_grad(), precision(teacher.device):
         hidden_TD = teacher(batch.tokens_T, batch.documents)
         batch.teacher_NV = teacher.logits(hidden_TD[batch.predict_N]).log_softmax(dim=-1)
-    pairs = sum(n * (n + 1) // 2 for n in batch.documents.lengths)
-    entry.add(flops=forward_flops(teacher.cfg, batch.tokens, pairs, len(batch.target_N)))
+    entry.add(flops=forward_flops(teacher.cfg, batch.documents.lengths, len(batch.target_N)))
     return batch
 
 
