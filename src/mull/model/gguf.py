@@ -4,10 +4,10 @@ llama.cpp has an architecture for each family of ours (`llama`, `qwen2`, `qwen3`
 one has, and what they do, follows llama.cpp's src/models/*.cpp and conversion/*.py. Every key is either read or known
 to change no computation; a file with any other is refused by that key's name, as is a value that mull cannot run.
 
-Tensors are the Hugging Face ones under other names, and here and there in another order: `llama` keeps the rows of q and
-k so that rotary pairs are neighbours, `deepseek2` keeps kv_b as two tensors, the keys' part transposed, and experts are
-stacked as ours are. A `Slot` says which view of which of our tensors has a GGUF tensor's numbers in their order, so that
-reading is unpacking into the view and writing (gguf_write.py) is packing from it.
+Tensors are the Hugging Face ones under other names, some in another order: `llama` keeps the rows of q and k so that
+rotary pairs are neighbours, `deepseek2` keeps kv_b as two tensors, the keys' part transposed, and experts are stacked
+as ours are. A `Slot` says which view of which of our tensors has a GGUF tensor's numbers in their order: reading is
+unpacking into the view, and writing (gguf_write.py) is packing from it.
 
 D width  H heads  K head width  N non-rotary width  V value width  C kv_rank  E experts  F expert width
 """
@@ -219,14 +219,11 @@ def _scaling(keys: _Keys, length: int) -> dict[str, Any]:
         raise keys.fail("rope.scaling.yarn_log_multiplier", weight, "0")
     keys.only("rope.scaling.yarn_ext_factor", 1.0, -1.0)
     keys.only("rope.scaling.yarn_attn_factor", 1.0)
-    yarn: dict[str, Any] = {
-        "factor": factor,
-        "original_length": length,
-        "beta_fast": keys.number("rope.scaling.yarn_beta_fast", 32.0),
-        "beta_slow": keys.number("rope.scaling.yarn_beta_slow", 1.0),
-    }
+    keys.only("rope.scaling.yarn_beta_fast", 32.0)  # llama.cpp has these values whatever a file says
+    keys.only("rope.scaling.yarn_beta_slow", 1.0)
+    yarn: dict[str, Any] = {"factor": factor, "original_length": length}
     given = keys.number("rope.scaling.attn_factor", 1.0)
-    return {"yarn": yarn | _magnitudes(factor, given, float(f"{10 * weight:.6g}"), keys.arch)}
+    return {"yarn": yarn | _magnitudes(factor, given, float(f"{10 * weight:.9g}"), keys.arch)}
 
 
 def _magnitudes(factor: float, given: float, weight: float, arch: str) -> dict[str, float]:
@@ -237,12 +234,12 @@ def _magnitudes(factor: float, given: float, weight: float, arch: str) -> dict[s
     """
     log = 0.1 * math.log(factor)
     magnitude = given * (1.0 if weight else 1 + log)
-    if arch != "deepseek2":
-        return {} if given == 1 else {"magnitude": magnitude}
+    all_dim = (magnitude * (1 + weight * log) - 1) / log if arch == "deepseek2" and log else 0.0
     if weight and given == 1:
         return {"mscale": weight, "mscale_all_dim": weight}
-    all_dim = (magnitude * (1 + weight * log) - 1) / log if log else 0.0
-    return {"magnitude": magnitude, "mscale_all_dim": all_dim}
+    if abs(magnitude - 1 - log) < 1e-6 and abs(all_dim) < 1e-6:  # what Yarn derives
+        return {}
+    return {"magnitude": float(f"{magnitude:.7g}"), "mscale_all_dim": float(f"{all_dim:.6f}")}
 
 
 def _llama3(cfg: ModelConfig, header: Header) -> dict[str, Any]:
