@@ -1,15 +1,19 @@
-"""Byte-level BPE, trained here or read from a model directory; a thin skin over the `tokenizers` library.
+"""Text <-> token ids: byte-level BPE trained here, or any published one; a thin skin over the `tokenizers` library.
 
-Text is split before merging exactly as Qwen2's published tokenizer splits it (single digits, words with their leading
-space; llama.cpp knows this as qwen2), so that arithmetic is done on digits. Special tokens come first: ids 0 to 4
-whatever the vocabulary's size.
+Tokenizers trained here split text before merging exactly as Qwen2's published one does (single digits, words with
+their leading space; llama.cpp knows this as qwen2), so that arithmetic is done on digits. Their special tokens come
+first: ids 0 to 4 whatever the vocabulary's size. A published one is what its files say: tokenizer.json, and beside it
+tokenizer_config.json, generation_config.json and config.json for which tokens begin, end and fill up.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
@@ -23,23 +27,76 @@ QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 SMALLEST = 256 + len(SPECIALS)
+# What ends a turn or a text in published vocabularies, for those that do not declare it.
+ENDS = (
+    IM_END, "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>", "<|user|>",
+    "<|observation|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>", END_OF_TEXT, "</s>",
+)  # fmt: skip
+HOUSE: dict[str, Any] = {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "bos_token": None,
+    "eos_token": IM_END,
+    "pad_token": END_OF_TEXT,
+    "additional_special_tokens": [IM_START, THINK, END_THINK],
+    "clean_up_tokenization_spaces": False,
+    "model_max_length": 1_000_000_000,
+}  # the tokenizer_config.json of tokenizers trained here
+BIGGEST = 1 << 28  # bytes; published tokenizer.json files have up to some 35 million
 
 
 class Tokenizer:
-    """Text <-> ids. Raises UserError for a folder without the house's special tokens."""
+    """`config` is the tokenizer_config.json; `ends` are ids that end an answer, where other files declare them.
 
-    def __init__(self, inner: tokenizers.Tokenizer):
+    `bos`, `eos` and `pad` are ids, or None where there is no such token; `stop_ids` end an answer. `house` says whether
+    the special tokens are those of a tokenizer trained here.
+    """
+
+    def __init__(
+        self, inner: tokenizers.Tokenizer, config: Mapping[str, Any] | None = None, ends: Sequence[int] = ()
+    ):  # fmt: skip
         self.inner = inner
-        missing = [token for token in SPECIALS if inner.token_to_id(token) is None]
-        if missing:
-            raise UserError(f"This tokenizer lacks {', '.join(missing)}, which mull's chat format needs.")
-        ids = [int(inner.token_to_id(token) or 0) for token in SPECIALS]
-        self.end_of_text, self.im_start, self.im_end, self.think, self.end_think = ids
-        self.stop_ids: tuple[int, ...] = (self.im_end, self.end_of_text)
+        self.house = [inner.token_to_id(token) for token in SPECIALS] == [*range(len(SPECIALS))]
+        self.config = dict(HOUSE if config is None and self.house else config or {})
+        self.added = {token.content: i for i, token in inner.get_added_tokens_decoder().items()}
+        self.bos, self.eos, self.pad = (self._id(self.config.get(f"{name}_token")) for name in ("bos", "eos", "pad"))
+        self.think, self.end_think = self.added.get(THINK), self.added.get(END_THINK)
+        own = [] if self.eos is None else [self.eos]
+        likely = [] if ends else [self.added[token] for token in ENDS if token in self.added]
+        self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys([*ends, *own, *likely]))
+        self._see_forgeries()
+
+    def _id(self, token: object) -> int | None:
+        text = token.get("content") if isinstance(token, Mapping) else token
+        return self.inner.token_to_id(text) if isinstance(text, str) else None
+
+    def _see_forgeries(self) -> None:
+        """Which added tokens text could pretend to be: not single letters and runs of blanks, which some list too."""
+        tokens = self.inner.get_added_tokens_decoder().items()
+        texts = {t.content: i for i, t in tokens if len(t.content) > 1 and (t.special or not t.content.isspace())}
+        self._forgeable = frozenset(texts.values())
+        self.forgery = beginnings(texts)
+        self.opening = re.compile(f"[{re.escape(''.join({text[0] for text in texts}))}]" if texts else "(?!)")
+        # Added tokens like DeepSeek's "ö" stand for that letter; the library takes it for a byte's name.
+        byte_level = isinstance(self.inner.decoder, decoders.ByteLevel)
+        letters = {i: t.content for i, t in tokens if byte_level and len(t.content) == 1 and not t.content.isascii()}
+        self._letters = {i: text for i, text in letters.items() if self.inner.decode([i]) != text}
+        begun = self.inner.encode("\n", add_special_tokens=False).ids
+        after = self.inner.encode("\na", add_special_tokens=False).ids[len(begun) :]
+        self._lead = begun if after != self.inner.encode("a", add_special_tokens=False).ids else []
 
     @property
     def vocab_size(self) -> int:
         return self.inner.get_vocab_size()
+
+    @property
+    def end_of_text(self) -> int:
+        """What ends a document. Raises UserError where a published vocabulary has no such token."""
+        for token in (END_OF_TEXT, "<|end_of_text|>"):
+            if token in self.added:
+                return self.added[token]
+        if self.eos is None:
+            raise UserError("This tokenizer has no token that ends a text, so documents cannot be kept apart.")
+        return self.eos
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -64,30 +121,21 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
-        path = Path(folder) / "tokenizer.json"
+        """Raises UserError for a folder without tokenizer.json, and for files that are damaged."""
+        folder = Path(folder)
+        path = folder / "tokenizer.json"
         if not path.exists():
-            raise UserError(f"{folder} holds no tokenizer.json.")
-        try:
-            return cls(tokenizers.Tokenizer.from_file(str(path)))
-        except UserError:
-            raise
-        except Exception as error:  # the library raises bare Exception for whatever is wrong in the file
-            raise UserError(f"{path} cannot be read: {error}.") from None
+            others = [name for name in ("tokenizer.model", "vocab.json", "tekken.json") if (folder / name).exists()]
+            instead = f", only {others[0]}; save its fast tokenizer there" if others else ""
+            raise UserError(f"{folder} holds no tokenizer.json{instead}.")
+        config = read_json(folder / "special_tokens_map.json") | read_json(folder / "tokenizer_config.json")
+        return cls(_read(path), config or None, _declared_ends(folder))
 
     def save(self, folder: Path) -> None:
         """tokenizer.json and tokenizer_config.json, as AutoTokenizer reads them; the first is written last."""
         folder.mkdir(parents=True, exist_ok=True)
-        config = {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "bos_token": None,
-            "eos_token": IM_END,
-            "pad_token": END_OF_TEXT,
-            "additional_special_tokens": [IM_START, THINK, END_THINK],
-            "clean_up_tokenization_spaces": False,
-            "model_max_length": 1_000_000_000,
-        }
         for name, text in (
-            ("tokenizer_config.json", json.dumps(config, indent=1)),
+            ("tokenizer_config.json", json.dumps(self.config, indent=1)),
             ("tokenizer.json", self.inner.to_str(pretty=False)),
         ):
             part = folder / f"{name}.part"
@@ -97,23 +145,84 @@ class Tokenizer:
 
     def encode(self, text: str, special: bool = False) -> list[int]:
         """Ids of `text`. Unless `special`, "<|im_end|>" and its like are plain characters: input cannot forge them."""
-        if not special and any(token in text for token in SPECIALS):
-            return self._encode_plain(text)
-        return self.inner.encode(text, add_special_tokens=False).ids
+        if special:
+            return self.inner.encode(text, add_special_tokens=False).ids
+        pieces, begin = [], 0
+        for found in self.forgery.finditer(text):  # each is cut in two behind its first character
+            pieces.append(text[begin : found.end()])
+            begin = found.end()
+        ids = self.join([*pieces, text[begin:]])
+        if not self._forgeable.isdisjoint(ids):  # an odd normalizer could make one of something else
+            raise UserError("This tokenizer reads a special token out of plain text; mull cannot use it safely.")
+        return ids
 
-    def _encode_plain(self, text: str) -> list[int]:
-        """Cut every special token in two, so that the library sees none, and join the ids."""
-        ids: list[int] = []
-        begin = at = 0
-        while at < len(text):
-            token = next((t for t in SPECIALS if text.startswith(t, at)), None)
-            if token is None:
-                at += 1
-                continue
-            ids += self.inner.encode(text[begin : at + 1], add_special_tokens=False).ids
-            begin = at = at + 1
-        return ids + self.inner.encode(text[begin:], add_special_tokens=False).ids
+    def join(self, pieces: Sequence[str]) -> list[int]:
+        """Ids of a text in pieces, special tokens read in each but none across a cut."""
+        ids = self.inner.encode(pieces[0], add_special_tokens=False).ids
+        for piece in pieces[1:]:
+            # Tokenizers of SentencePiece's kind put a blank before a text; before the middle of one they must not.
+            lead = len(self._lead)
+            made = self.inner.encode("\n" + piece if lead else piece, add_special_tokens=False).ids
+            whole = made[:lead] == self._lead
+            ids += made[lead:] if whole else self.inner.encode(piece, add_special_tokens=False).ids
+        return ids
 
     def decode(self, ids: Sequence[int], special: bool = True) -> str:
         """Text of `ids`; special tokens are written out unless `special` is False."""
-        return self.inner.decode(list(ids), skip_special_tokens=not special)
+        text, begin = "", 0
+        for at, token in enumerate(ids if self._letters else ()):
+            if token in self._letters:
+                text += self.inner.decode(list(ids[begin:at]), skip_special_tokens=not special) + self._letters[token]
+                begin = at + 1
+        return text + self.inner.decode(list(ids[begin:]), skip_special_tokens=not special)
+
+
+def beginnings(tokens: Iterable[str]) -> re.Pattern[str]:
+    """Finds the first character of each of `tokens` in a text, overlapping ones included; a match ends behind it."""
+    rests: dict[str, list[str]] = defaultdict(list)
+    for token in tokens:
+        rests[token[0]].append(re.escape(token[1:]))
+    either = [f"{re.escape(first)}(?={'|'.join(rest)})" for first, rest in rests.items()]
+    return re.compile("|".join(either) or "(?!)")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file, {} where there is none. Raises UserError for what is no JSON object."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read: {error}.") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds no JSON object.")
+    return found
+
+
+def _read(path: Path) -> tokenizers.Tokenizer:
+    if path.stat().st_size > BIGGEST:
+        raise UserError(f"{path} has {path.stat().st_size:,} bytes; a tokenizer of more than {BIGGEST:,} is not read.")
+    try:
+        inner = tokenizers.Tokenizer.from_file(str(path))
+        inner.no_truncation()
+        inner.no_padding()
+        return inner
+    except BaseException as error:  # the library raises bare Exception, and where it panics not even that
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise UserError(f"{path} cannot be read: {error}.") from None
+
+
+def _declared_ends(folder: Path) -> list[int]:
+    """The ids that end an answer, as generation_config.json says, or else config.json."""
+    for name in ("generation_config.json", "config.json"):
+        declared = read_json(folder / name).get("eos_token_id")
+        ends = declared if isinstance(declared, list) else [] if declared is None else [declared]
+        if any(type(end) is not int or end < 0 for end in ends):
+            raise UserError(f"{folder / name}: eos_token_id is {declared!r}, which is neither an id nor a list of ids.")
+        if ends:
+            return ends
+    return []
+
+
+__all__ = ["ENDS", "QWEN2_SPLIT", "SMALLEST", "SPECIALS", "Tokenizer", "beginnings", "read_json"]
