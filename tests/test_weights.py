@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
+import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small import MOE, SHAPES, chat, model_of, tokens_of
+from small import MOE, SHAPES, changed, chat, in_memory, model_of, tokens_of  # noqa: F401
 
 from mull.data.sources import seed_of
 from mull.engine.engine import LocalEngine
 from mull.model.families import config_from_hf, config_to_hf, family_of, places, read_config
 from mull.model.transformer import Transformer
-from mull.model.weights import load_model, save_model
+from mull.model.weights import allocate, load_model, save_model
 from mull.ops.attention import Documents
+from mull.ops.fp8 import quantise
 from mull.types import Message, Request, Sampling, UserError
 
 
@@ -239,3 +244,260 @@ def test_a_broken_config_is_a_user_error(text: str, tmp_path: Path) -> None:
 def test_no_config_no_model(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no model directory"):
         read_config(tmp_path)
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    """model.safetensors as another hand would have written it."""
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+
+
+def shard(folder: Path, parts: int = 3) -> None:
+    """model.safetensors and mtp.safetensors in ordinary shards and an index, as DeepSeek publishes them."""
+    files = [folder / name for name in ("model.safetensors", "mtp.safetensors") if (folder / name).exists()]
+    tensors = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    for file in files:
+        file.unlink()
+    index = {}
+    for part in range(parts):
+        name = f"model-{part + 1:05}-of-{parts:05}.safetensors"
+        mine = {tensor: tensors[tensor] for tensor in sorted(tensors)[part::parts]}
+        save_file(mine, folder / name)
+        index |= dict.fromkeys(mine, name)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+
+
+def configure(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def same(left: Transformer, right: Transformer) -> bool:
+    theirs = right.state_dict()
+    return all(torch.equal(tensor, theirs[key]) for key, tensor in left.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["moe, two mtp layers", "llama, tied", "qwen2"])
+def test_shards_are_read_as_one_file_is(name: str, tmp_path: Path) -> None:
+    ours = model_of(SHAPES[name])
+    save_model(tmp_path / "m", ours, chat())
+    shard(tmp_path / "m")
+    back = load_model(tmp_path / "m")
+    assert same(ours, back)
+    assert len(back.mtp) == SHAPES[name].mtp_layers
+    assert len(load_model(tmp_path / "m", mtp=False).mtp) == 0
+    assert torch.equal(back.rotary.frequency, ours.rotary.frequency)
+    assert (back.head.weight is back.embed.weight) is SHAPES[name].tied
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_floating_point_numbers_become_fp32(dtype: torch.dtype, saved: Path) -> None:
+    before = load_model(saved, mtp=False)
+    rewrite(saved, lambda tensors: tensors.update({name: tensor.to(dtype) for name, tensor in tensors.items()}))
+    after = load_model(saved, mtp=False)
+    for (key, old), new in zip(before.state_dict().items(), after.state_dict().values(), strict=True):
+        assert new.dtype == torch.float32, key
+        assert torch.equal(new, old.to(dtype).float()), key
+
+
+BLOCKS = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [8, 8]}
+
+
+def to_fp8(folder: Path, block: tuple[int, int] = (8, 8), scales: str = "fp32") -> dict[str, torch.Tensor]:
+    """The directory's projections in FP8. Returns what they are worth."""
+    worth: dict[str, torch.Tensor] = {}
+
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        for name in [name for name in tensors if "_proj" in name and name.endswith("weight")]:
+            codes, scale = quantise(tensors[name], block)
+            if scales == "bytes":
+                scale = scale.log2().ceil().add(127).to(torch.uint8)
+            spread = (scale if scales == "fp32" else 2.0 ** (scale.float() - 127)).repeat_interleave(block[0], 0)
+            spread = spread.repeat_interleave(block[1], 1)[: codes.shape[0], : codes.shape[1]]
+            worth[name] = codes.float() * spread
+            tensors |= {name: codes, f"{name}_scale_inv": scale}
+
+    rewrite(folder, change)
+    configure(folder, quantization_config=BLOCKS | {"weight_block_size": list(block)})
+    return worth
+
+
+@pytest.mark.parametrize("block", [(8, 8), (5, 7), (128, 128), (1, 32)], ids=str)
+@pytest.mark.parametrize("scales", ["fp32", "bytes"])
+def test_fp8_blocks_are_multiplied_out(block: tuple[int, int], scales: str, saved: Path) -> None:
+    """Ragged edges, grids of one block, and scales as exponents in bytes."""
+    worth = to_fp8(saved, block, scales)
+    if (saved / "mtp.safetensors").exists():
+        shard(saved)
+    model = load_model(saved)
+    state = model.state_dict()
+    seen = [place for place in places(model.cfg) if place.theirs in worth]
+    assert len(seen) == len(worth) > 30
+    for place in seen:
+        assert torch.equal(state[place.ours][place.index], worth[place.theirs]), place.theirs
+
+
+NORM, ROUTER = "model.layers.1.input_layernorm.weight", "model.layers.1.mlp.gate.weight"
+DOWN = "model.layers.1.mlp.experts.3.down_proj.weight"
+
+
+def poison(value: float, name: str) -> Callable[[Path], None]:
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[name].view(-1)[-1] = value
+
+    return lambda folder: rewrite(folder, change)
+
+
+def poison_fp8(folder: Path) -> None:
+    to_fp8(folder)
+    rewrite(folder, lambda t: t[DOWN].view(torch.uint8).view(-1)[-1:].fill_(0x7F))
+
+
+def drop(name: str) -> Callable[[Path], None]:
+    return lambda folder: (to_fp8(folder), rewrite(folder, lambda t: t.pop(name)))[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (poison(float("nan"), NORM), f"{NORM} holds NaN or infinity"),
+        (poison(float("inf"), ROUTER), f"{ROUTER} holds NaN or infinity"),
+        (poison(float("-inf"), DOWN), f"{DOWN} holds NaN or infinity"),
+        (poison_fp8, f"{DOWN} holds NaN or infinity"),
+        (drop(DOWN + "_scale_inv"), f"{DOWN} is FP8 without the scales"),
+        (drop(DOWN), f"lacks the tensor {DOWN}"),
+        (lambda f: (to_fp8(f), configure(f, quantization_config=None)), "weight_block_size"),
+        (lambda f: configure(f, quantization_config={"quant_method": "gptq", "bits": 4}), "quantised by 'gptq'"),
+        (lambda f: configure(f, quantization_config={"quant_method": "mxfp4"}), "quantised by 'mxfp4'"),
+        (lambda f: configure(f, quantization_config={"bits": 4}), "quantised by None"),
+        (lambda f: configure(f, compression_config={"quant_method": "sparse"}), "quantised by 'sparse'"),
+        (lambda f: configure(f, quantization_config="awq"), "quantised by 'awq'"),
+        (lambda f: configure(f, quantization_config=BLOCKS | {"weight_block_size": None}), "weight_block_size = None"),
+        (lambda f: configure(f, quantization_config=BLOCKS | {"weight_block_size": [0, 8]}), "weight_block_size"),
+        (lambda f: (to_fp8(f), configure(f, quantization_config=BLOCKS | {"weight_block_size": [4, 8]})), "need"),
+        (lambda f: rewrite(f, lambda t: t.update({f"{DOWN}_scale_inv": torch.ones(1)})), "no place"),
+        (lambda f: rewrite(f, lambda t: t.update({"lm_head.bias": torch.ones(300)})), "no place"),
+        (lambda f: rewrite(f, lambda t: t.update({"model.layers.3.odd.weight": torch.ones(1)})), "no place"),
+        (lambda f: rewrite(f, lambda t: t.update({"model.layers.4.embed_tokens.weight": torch.ones(1)})), "no place"),
+        (lambda f: configure(f, num_hidden_layers=9999), r"lacks the tensor model\.layers"),
+        (lambda f: configure(f, n_routed_experts=2**16), r"lacks the tensor .*experts\.8\."),
+        (lambda f: configure(f, hidden_size=2**20), "has shape"),
+        (lambda f: configure(f, vocab_size=2**23), "has shape"),
+        (lambda f: configure(f, intermediate_size=2**20), "has shape"),
+    ],
+)  # fmt: skip
+def test_hostile_and_broken_weights(change: Callable[[Path], object], said: str, saved: Path) -> None:
+    """One line each, at once, and before memory is taken for what the configuration claims."""
+    change(saved)
+    begun = time.monotonic()
+    with pytest.raises(UserError, match=said) as caught:
+        load_model(saved)
+    assert time.monotonic() - begun < 2
+    assert "\n" not in str(caught.value)
+
+
+def test_copies_in_published_mtp_layers_are_passed_over(saved: Path) -> None:
+    """DeepSeek's and GLM's MTP layers repeat the embedding and the head; older tools wrote rotary tables."""
+    before = load_model(saved)
+    rewrite(saved, lambda t: t.update({
+        "model.layers.3.embed_tokens.weight": t["model.embed_tokens.weight"].clone(),
+        "model.layers.3.shared_head.head.weight": t["lm_head.weight"].clone(),
+        "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4),
+    }))  # fmt: skip
+    shard(saved)
+    assert same(before, load_model(saved))
+    assert len(load_model(saved, mtp=False).mtp) == 0
+
+
+def test_half_an_mtp_layer_is_refused(saved: Path) -> None:
+    path = saved / "mtp.safetensors"
+    tensors = load_file(path)
+    del tensors["model.layers.3.eh_proj.weight"]
+    save_file(tensors, path)
+    with pytest.raises(UserError, match=r"lacks the tensor model\.layers\.3\.eh_proj\.weight"):
+        load_model(saved)
+
+
+def test_a_head_beside_a_tied_embedding_must_be_the_same(tmp_path: Path) -> None:
+    folder = tmp_path / "m"
+    save_model(folder, model_of(SHAPES["llama, tied"]), chat())
+    before = load_model(folder)
+    rewrite(folder, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()}))
+    after = load_model(folder)
+    assert same(before, after)
+    assert after.head.weight is after.embed.weight
+    rewrite(folder, lambda t: t["lm_head.weight"].view(-1)[-1:].add_(1e-3))
+    with pytest.raises(UserError, match="tie_word_embeddings"):
+        load_model(folder)
+    rewrite(folder, lambda t: t.update({"lm_head.weight": t["lm_head.weight"].bfloat16()}))
+    with pytest.raises(UserError, match="tie_word_embeddings"):
+        load_model(folder)
+
+
+def test_only_pickles(saved: Path) -> None:
+    (saved / "model.safetensors").rename(saved / "pytorch_model.bin")
+    (saved / "pytorch_model.bin").chmod(0)
+    with pytest.raises(UserError, match="convert them to safetensors"):
+        load_model(saved)
+
+
+MEASURE = """
+import json, re, sys, threading, time
+from pathlib import Path
+import torch
+from mull.model.weights import load_model
+
+def anonymous():
+    return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+
+load_model(Path(sys.argv[1]))  # a small one first: what importing and starting take is not the weights'
+before, peak, over = anonymous(), 0, threading.Event()
+
+def watch():
+    global peak
+    while not over.is_set():
+        peak = max(peak, anonymous())
+        time.sleep(0.0005)
+
+thread = threading.Thread(target=watch)
+thread.start()
+begun = time.perf_counter()
+model = load_model(Path(sys.argv[2]))
+seconds = time.perf_counter() - begun
+over.set()
+thread.join()
+size = sum(p.numel() * p.element_size() for p in model.parameters())
+print(json.dumps({"size": size, "peak": max(peak, anonymous()) - before, "seconds": seconds}))
+"""
+LARGE = changed(MOE, width=512, ffn=4096, expert_ffn=1024, experts=8)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param("one file of fp32", marks=pytest.mark.slow),
+        "shards of bf16",
+        pytest.param("shards of fp8", marks=pytest.mark.slow),
+    ],
+)
+def test_reading_takes_the_models_memory_and_little_more(kind: str, saved: Path, tmp_path: Path) -> None:
+    """Peak anonymous memory while a model of 200 MB is read, in a process of its own."""
+    folder = tmp_path / "large"
+    large = allocate(LARGE)
+    for tensor in large.state_dict().values():
+        tensor.fill_(0.02)
+    save_model(folder, large, chat())
+    if kind == "shards of fp8":
+        to_fp8(folder, (128, 128))
+    elif kind == "shards of bf16":
+        rewrite(folder, lambda t: t.update({name: tensor.bfloat16() for name, tensor in t.items()}))
+    if kind != "one file of fp32":
+        shard(folder)
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(saved), str(folder)], capture_output=True, text=True, check=True
+    )
+    found = json.loads(done.stdout)
+    assert found["size"] > 180e6
+    assert 0.9 < found["peak"] / found["size"] < 1.15

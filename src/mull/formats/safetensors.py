@@ -62,7 +62,7 @@ def read_folder(folder: Path) -> dict[str, TensorInfo]:
     names += [MTP] if (folder / MTP).exists() and MTP not in names else []
     found: dict[str, TensorInfo] = {}
     for name in names:
-        for tensor, info in read_header(_inside(folder, name)).items():
+        for tensor, info in read_header(inside(folder, name)).items():
             if tensor in found:
                 raise UserError(f"{folder} holds the tensor {tensor} twice, in {found[tensor].file.name} and {name}.")
             found[tensor] = info
@@ -96,8 +96,11 @@ def _index(path: Path) -> dict[str, str]:
     return found
 
 
-def _inside(folder: Path, name: str) -> Path:
-    """The file's path. A link may lead only where the hub's cache keeps its files: from snapshots/x to blobs."""
+def inside(folder: Path, name: str) -> Path:
+    """The path of a folder's file. A link may lead only where the hub's cache keeps files: from snapshots/x to blobs.
+
+    Raises UserError where it is missing, or leads elsewhere.
+    """
     path, home = folder / name, folder.resolve()
     if not path.exists():
         raise UserError(f"There is no file {path}; the model is not whole.")
@@ -262,6 +265,6 @@ def _shards(tensors: Iterable[Planned], most: int) -> Iterator[list[Planned]]:
 
 
 __all__ = [
-    "INDEX", "MTP", "SHARD", "WHOLE", "Planned", "TensorInfo", "read_folder", "read_header", "write_file",
-    "write_folder",
+    "INDEX", "MTP", "PICKLES", "SHARD", "WHOLE", "Planned", "TensorInfo", "inside", "read_folder", "read_header",
+    "write_file", "write_folder",
 ]  # fmt: skip

@@ -56,7 +56,7 @@ def _load_gguf(path: Path, device: torch.device | str) -> Transformer:
     from mull.model.gguf import config_of, fill
 
     header = read_header(path)
-    model = allocate(config_of(header.metadata, header.tensors, str(path)), device)
+    model = allocate(config_of(header), device)
     fill(model, path, header)
     return model
 
@@ -159,9 +159,9 @@ def content(tensor: Tensor) -> memoryview:
 def write_config(folder: Path, cfg: ModelConfig, chat: Chat, dtype: str) -> None:
     """config.json and generation_config.json."""
     tokenizer = chat.tokenizer
-    eos, pad = tokenizer.im_end, tokenizer.end_of_text
-    config = config_to_hf(cfg) | {"bos_token_id": None, "eos_token_id": eos, "pad_token_id": pad} | dtype_config(dtype)
-    generation = {"eos_token_id": list(tokenizer.stop_ids), "pad_token_id": pad, "do_sample": False}
+    ends = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos, "pad_token_id": tokenizer.pad}
+    config = config_to_hf(cfg) | ends | dtype_config(dtype)
+    generation = ends | {"eos_token_id": list(tokenizer.stop_ids), "do_sample": False}
     write_json(folder / "config.json", config)
     write_json(folder / "generation_config.json", generation)
 

@@ -1,0 +1,176 @@
+"""`mull export`: a model for other programs, with its card.
+
+A directory for transformers is made tensor by tensor from the source's files, which stay mapped: nothing of the model's
+size is in memory. Tensors whose type stays are copied byte for byte, so exporting what was loaded gives it back, FP8
+codes and scales included; files that say how to speak with the model are copied too. For llama.cpp, and from GGUF, the
+model is read first.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from os import PathLike
+from pathlib import Path
+from typing import Literal, cast
+
+import torch
+
+from mull.formats.safetensors import SHARD, Planned, inside
+from mull.locate import Located, locate
+from mull.model.config import family_of
+from mull.model.families import Place, places
+from mull.model.source import SCALE, Source, raw_config
+from mull.model.weights import (
+    DTYPES,
+    beside,
+    content,
+    converted,
+    dtype_config,
+    load_model,
+    plan_of,
+    sync_all,
+    write_config,
+    write_json,
+    write_weights,
+)
+from mull.report.card import Origin, origin_of_folder, origin_of_gguf, write_card
+from mull.text.chat import Chat
+from mull.types import UserError, sync
+
+GGUF_DTYPES = ("f32", "f16", "bf16", "q8_0")
+# what a source says of how to speak with the model, and under which terms
+COPIED = (
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json", "generation_config.json", "LICENSE",
+    "LICENSE.txt", "LICENSE.md", "NOTICE",
+)  # fmt: skip
+STRANGE = ("auto_map", "quantization_config", "compression_config", "dtype", "torch_dtype")  # written anew, or not
+
+
+def export(
+    model: str | PathLike[str], to: Literal["hf", "gguf"], out: Path, dtype: str | None = None, shard: int = SHARD
+) -> Path:
+    """Write `model`, which `locate` finds, into the new directory `out`; for gguf `out` may be a file NAME.gguf, whose
+    card is NAME.md. Without `dtype` the numbers stay of the type they have, or become f32. Returns the directory, or
+    the GGUF file.
+
+    Raises UserError, and leaves nothing behind, where `out` exists, `dtype` is none that `to` has, the model is
+    damaged, its numbers do not fit into `dtype`, or writing fails.
+    """
+    out, located = Path(out), locate(model)
+    _check(to, out, dtype)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        return _to_gguf(located, out, dtype) if to == "gguf" else _to_hf(located, out, dtype, shard)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written: {error.strerror or error}. Nothing of it was left there.") from None
+
+
+def _check(to: str, out: Path, dtype: str | None) -> None:
+    dtypes = tuple(DTYPES) if to == "hf" else GGUF_DTYPES
+    if dtype is not None and dtype not in dtypes:
+        raise UserError(f"--dtype {dtype}: for {to} there are {', '.join(dtypes)}.")
+    for path in (out, out.with_suffix(".md")) if to == "gguf" and out.suffix == ".gguf" else (out,):
+        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+            raise UserError(f"{path} is there already, and nothing is overwritten; give another --out.")
+
+
+def _to_hf(located: Located, out: Path, dtype: str | None, shard: int) -> Path:
+    from mull.model.gguf_write import ARCHITECTURE
+
+    with beside(out) as part:
+        if located.folder.suffix == ".gguf":
+            dtype = dtype or "f32"
+            model, chat = load_model(located.folder), Chat.load(located.folder)
+            cfg = model.cfg
+            write_weights(part, places(cfg), plan_of(model, dtype), shard)
+            write_config(part, cfg, chat, dtype)
+            chat.save(part)
+        else:
+            source = Source(located.folder)
+            dtype, cfg = dtype or source.dtype, source.cfg
+            write_weights(part, source.places, _copied(source, dtype), shard)
+            _copy_texts(source, part, dtype)
+        origin = _origin(located)
+        write_card(
+            part / "README.md", located.name, cfg, dtype, origin, run=located.run,
+            llama_cpp=family_of(cfg) in ARCHITECTURE,
+        )  # fmt: skip
+        sync_all(part)
+        part.rename(out)
+    sync(out.parent)
+    return out
+
+
+def _copied(source: Source, dtype: str) -> Callable[[Place], list[Planned]]:
+    """For write_weights: each tensor as it is, if `dtype` is the source's own, else converted. All are looked through
+    for NaN and infinity on the way."""
+
+    def plan(place: Place) -> list[Planned]:
+        name, info = place.theirs, source.found[place.theirs]
+
+        def numbers() -> torch.Tensor:
+            return source.read(name, torch.empty(info.shape))
+
+        def same(stored: str) -> Planned:
+            def bytes_() -> memoryview:
+                numbers()
+                return content(source.raw(stored))
+
+            return Planned(stored, source.found[stored].dtype, source.found[stored].shape, bytes_)
+
+        if dtype == source.dtype and info.dtype != "F64":
+            return [same(name), same(name + SCALE)] if info.dtype == "F8_E4M3" else [same(name)]
+        return converted(name, info.shape, dtype, numbers)
+
+    return plan
+
+
+def _copy_texts(source: Source, part: Path, dtype: str) -> None:
+    """config.json, true to the tensors beside it and without links to code that is not here; the rest as it is."""
+    raw = raw_config(source.folder)
+    kept = {key: value for key, value in raw.items() if key not in STRANGE}
+    now = dtype_config(dtype)
+    if dtype == source.dtype == "fp8":
+        now["quantization_config"] = raw["quantization_config"]
+    write_json(part / "config.json", kept | now)
+    for name in COPIED:
+        if (source.folder / name).is_file():
+            shutil.copyfile(inside(source.folder, name), part / name)
+
+
+def _to_gguf(located: Located, out: Path, dtype: str | None) -> Path:
+    from mull.model.gguf_write import Dtype, write_gguf
+
+    found, origin = located.folder, _origin(located)
+    if dtype is None and found.suffix != ".gguf" and (own := Source(found).dtype) in GGUF_DTYPES:
+        dtype = own
+    model, chat = load_model(found, mtp=False), Chat.load(found)
+    alone = out.suffix == ".gguf"
+
+    def write(file: Path, card: Path) -> None:
+        write_gguf(file, model, chat, cast(Dtype, dtype or "f32"))
+        write_card(card, located.name, model.cfg, dtype or "f32", origin, run=located.run, file=file.name)
+
+    if alone:
+        write(out, out.with_suffix(".md"))
+        return out
+    file = f"{located.name}-{dtype or 'f32'}.gguf"
+    with beside(out) as part:
+        write(part / file, part / "README.md")
+        sync_all(part)
+        part.rename(out)
+    sync(out.parent)
+    return out / file
+
+
+def _origin(located: Located) -> Origin:
+    if located.folder.suffix == ".gguf":
+        from mull.formats.gguf import read_header
+
+        return origin_of_gguf(read_header(located.folder).metadata)
+    return origin_of_folder(located.folder)
+
+
+__all__ = ["export"]
