@@ -14,6 +14,7 @@ from mull.model.config import ModelConfig
 from mull.model.families import family_of, read_config
 from mull.model.flops import cache_bytes, forward_flops, parameters
 from mull.report.summary import summarise
+from mull.types import UserError
 
 
 def describe(given: str | PathLike[str]) -> dict[str, Any]:
@@ -51,6 +52,7 @@ FORMATS = {
     "q8_0": (34 / 32, 34 / 32),  # ggml's: 32 numbers and a scale
     "q4_k": (144 / 256, 144 / 256),
 }
+LARGEST = 10**18
 SERVED = {"f32": 4, "bf16": 2, "fp8": 2}  # format of the weights -> bytes per number of the cache beside them
 
 
@@ -58,6 +60,8 @@ def _model(path: Path) -> dict[str, Any]:
     cfg = read_config(path)
     header = gguf.read_header(path) if path.suffix == ".gguf" else None
     count = parameters(cfg)
+    if max(count.total, count.mtp, cfg.max_length * cache_bytes(cfg)) > LARGEST:
+        raise UserError(f"{path} announces a model of more than {LARGEST:.0e} parameters or bytes; there is none.")
     tables = cfg.vocab * cfg.width * (1 if cfg.tied else 2)
     sizes = {name: round(tables * table + (count.total - tables) * rest) for name, (table, rest) in FORMATS.items()}
     return {

@@ -111,7 +111,7 @@ def judged(run: Path) -> dict[str, str]:
 def _config(path: Path) -> dict[str, Any]:
     try:
         found = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

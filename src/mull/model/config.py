@@ -49,7 +49,7 @@ class ModelConfig(Config):
     heads: int = Field(default=4, gt=0)
     # grouped-query attention (used when kv_rank is 0)
     kv_heads: int = Field(default=4, gt=0)
-    head_dim: int = Field(default=32, gt=0)
+    head_dim: int = Field(default=32, gt=0, le=65_536)
     qkv_bias: bool = False
     o_bias: bool = False
     qk_norm: Literal["none", "head", "full"] = "none"  # of queries and keys, per head or over all at once
