@@ -99,12 +99,12 @@ def test_what_a_directory_holds_is_told_by_format(mull: Mull, tmp_path: Path):
     [
         ("---\nlicense: apache-2.0\n---\n# Model", "apache-2.0"),
         ("---\ntags:\n- x\nlicense: 'llama3.1'\n---\n", "llama3.1"),
-        ("---\ntags: []\n---\nlicense: mit\n", None),
-        ("license: mit\n", None),
-        ("", None),
+        ("---\ntags: []\n---\nlicense: mit\n", ""),
+        ("license: mit\n", ""),
+        ("", ""),
     ],
 )
-def test_the_licence_is_the_model_cards(card: str, license: str | None, tmp_path: Path):
+def test_the_licence_is_the_model_cards(card: str, license: str, tmp_path: Path):
     stored(tmp_path, GQA)
     (tmp_path / "README.md").write_text(card, encoding="utf-8")
     assert describe(tmp_path)["license"] == license

@@ -104,7 +104,8 @@ def test_a_repository_that_has_been_pulled(caches: Path):
     assert "`mull pull org/name@v2` fetches it" in refused("org/name@v2")
     assert "`mull pull org/name:q4.gguf` fetches it" in refused("org/name:q4.gguf")
     (folder / "q4.gguf").write_bytes(b"")
-    assert locate("org/name:q4.gguf").folder == folder / "q4.gguf"
+    found = locate(f"org/name@{'a' * 40}:q4.gguf")
+    assert (found.folder, found.name) == (folder / "q4.gguf", "q4")
 
 
 def test_half_of_a_repository_is_not_taken_for_all_of_it(caches: Path):

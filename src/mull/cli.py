@@ -302,13 +302,13 @@ def export(
     dtype: Annotated[
         str | None, typer.Option("--dtype", metavar="DTYPE", help="f32, f16, bf16, q8_0 (gguf) or fp8 (hf).")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Where to, if not NAME-hf or NAME.gguf here.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="A new directory; NAME-hf or NAME-gguf if none.")] = None,
 ) -> None:
     """Write a model for other programs, with a model card. Prints where it is."""
     from mull.export import export as write
     from mull.locate import locate
 
-    print(write(model, to, out or Path(f"{locate(model).name}{'.gguf' if to == 'gguf' else '-hf'}"), dtype))
+    print(write(model, to, out or Path(f"{locate(model).name}-{to}"), dtype))
 
 
 @app.command()

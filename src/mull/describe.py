@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -13,6 +12,7 @@ from mull.locate import is_run, judged, locate
 from mull.model.config import ModelConfig
 from mull.model.families import family_of, read_config
 from mull.model.flops import cache_bytes, forward_flops, parameters
+from mull.report.card import origin_of_folder, origin_of_gguf
 from mull.report.summary import summarise
 from mull.types import UserError
 
@@ -102,19 +102,11 @@ def _held(path: Path, header: gguf.Header | None) -> dict[str, dict[str, int]]:
     return dict(sorted(held.items(), key=lambda item: -item[1]["bytes"]))
 
 
-def _license(path: Path, header: gguf.Header | None) -> str | None:
-    """As the file's metadata or the model card's first lines say it."""
+def _license(path: Path, header: gguf.Header | None) -> str:
+    """As the file's metadata or the model card says it; empty where neither does."""
     if header:
-        said = header.metadata.get("general.license")
-        return said if isinstance(said, str) else None
-    try:
-        with (path / "README.md").open(encoding="utf-8", errors="replace") as file:
-            card = file.read(1 << 16)
-    except OSError:
-        return None
-    front = re.match(r"---\n(.*?)\n---", card, re.DOTALL)
-    said = re.search(r"^license: *[\"']?([\w.+-]+)", front[1], re.MULTILINE) if front else None
-    return said[1] if said else None
+        return origin_of_gguf(header.metadata).license
+    return origin_of_folder(path).license if path.is_dir() else ""
 
 
 __all__ = ["describe"]

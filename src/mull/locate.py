@@ -57,11 +57,13 @@ def _named(name: str) -> Located:
     path = hub.resolve(name)
     if path is None and name in hub.NAMED:
         path = hub.pull(name, say=lambda line: print(line, file=sys.stderr, flush=True))
+    repo = hub.repo_of(name)
     if path is not None:
-        return Located(path, name.rpartition("/")[2], None, Rates())
+        short = (path.stem if repo.file else repo.id.partition("/")[2]) if repo else name
+        return Located(path, short, None, Rates())
     parent = Path(name).parent
     beside = [p.name for p in parent.glob("[!.]*") if p.is_dir() or p.suffix == ".gguf"] if parent.is_dir() else []
-    if hub.repo_of(name) and not (parent.is_dir() and nearest(Path(name).name, beside)):
+    if repo and not (parent.is_dir() and nearest(Path(name).name, beside)):
         raise UserError(f"{name} is neither a path nor a model that has been pulled; `mull pull {name}` fetches it.")
     raise UserError(f"There is no model or run at {name}.{nearest(Path(name).name, [*beside, *hub.NAMED])}")
 
