@@ -41,7 +41,7 @@ MOST_BYTES = 2**27  # of the header
 MOST_KEYS = 2**14
 MOST_TENSORS = 2**16
 MOST_ELEMENTS = 2**22  # of all arrays together
-MOST_NAME = 2**16  # bytes of a key or tensor name
+MOST_NAME = 2**16  # letters of a key or tensor name
 MOST_NESTING = 4
 MOST_ALIGNMENT = 2**16
 
@@ -119,20 +119,24 @@ class _Reader:
     def number(self, code: str) -> Any:
         return struct.unpack_from(f"<{code}", self.data, self.take(struct.calcsize(f"<{code}")))[0]
 
-    def string(self, most: int = MOST_BYTES) -> str:
+    def string(self) -> str:
         length = self.number("Q")
-        if length > most:
-            raise self.fail(f"a name of {length} bytes is announced at byte {self.at}; {most} is the most")
         at = self.take(length)
         try:
             return self.data[at : at + length].decode()
         except UnicodeDecodeError:
             raise self.fail(f"the text at byte {at} is not UTF-8") from None
 
+    def name(self) -> str:
+        at, name = self.at, self.string()
+        if len(name) > MOST_NAME:
+            raise self.fail(f"the name at byte {at} has {len(name)} letters; {MOST_NAME} are the most")
+        return name
+
     def metadata(self, count: int) -> dict[str, Any]:
         metadata: dict[str, Any] = {}
         for _ in range(count):
-            key = self.string(MOST_NAME)
+            key = self.name()
             if key in metadata:
                 raise self.fail(f"the key {_shown(key)} is there twice")
             metadata[key] = self.value(self.number("I"))
@@ -202,7 +206,7 @@ class _Reader:
     def tensors(self, count: int, alignment: int) -> dict[str, TensorInfo]:
         found: dict[str, TensorInfo] = {}
         for _ in range(count):
-            name = self.string(MOST_NAME)
+            name = self.name()
             if name in found:
                 raise self.fail(f"the tensor {_shown(name)} is there twice")
             found[name] = self.tensor(name, alignment)
