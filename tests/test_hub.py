@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import unquote
 
@@ -24,7 +25,7 @@ import pytest
 from huggingface_hub import constants
 
 from mull import hub
-from mull.hub import wheel
+from mull.hub import repository, wheel
 from mull.hub.repository import Repo, repo_of
 from mull.types import UserError
 
@@ -361,6 +362,12 @@ def test_repositories_without_a_model_are_refused_before_anything_is_fetched(
     assert server.fetched() == []
 
 
+def test_a_disk_without_room_is_said_before_anything_is_fetched(server: Hub, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(repository.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**6))
+    assert f"{ORG} needs 0.0 GB in" in refused(ORG)
+    assert server.fetched() == ["config.json"]
+
+
 def test_gated_private_and_missing_repositories(server: Hub):
     assert "has no revision 'v2'; give a branch" in refused(f"{ORG}@v2")
     assert f"{server.url} has no model org/other, or it is private" in refused("org/other")
@@ -381,6 +388,14 @@ def test_with_no_network_it_says_what_to_put_where():
     assert "copy config.json, tokenizer.json, tokenizer_config.json and all *.safetensors with their index" in line
     assert line.endswith("and give the folder: `mull chat PATH`.")
     assert "copy tiny.gguf from a machine that has them, and give the file" in refused(f"{ORG}:tiny.gguf")
+
+
+def test_with_no_network_what_was_pulled_before_is_said(server: Hub, monkeypatch: pytest.MonkeyPatch):
+    folder, _ = pull(ORG)
+    endpoint(monkeypatch, "http://127.0.0.1:9")
+    assert refused(ORG).endswith(f"What was pulled before is in {folder}, and needs no network.")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert pull(ORG) == (folder, [f"{ORG} is in {folder} (HF_HUB_OFFLINE is set: nobody was asked for a newer one)."])
 
 
 def test_the_environment_of_huggingface_hub_holds(server: Hub, caches: Path):

@@ -225,7 +225,7 @@ def _fetch(repo: Repo, commit: str, blob: Blob, say: Say) -> None:
     from huggingface_hub.utils import build_hf_headers
 
     target = repo.folder / "blobs" / blob.digest
-    if target.is_file():
+    if target.is_file() or blob.size > _hub().MAX_HTTP_DOWNLOAD_SIZE:  # which only huggingface_hub has a way for
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{blob.digest}.incomplete")
@@ -287,6 +287,8 @@ def _explained(repo: Repo) -> Iterator[None]:
 
 
 def _by_hand(repo: Repo) -> str:
+    if here := snapshot(repo):
+        return f"What was pulled before is in {here}, and needs no network."
     files = repo.file or "config.json, tokenizer.json, tokenizer_config.json and all *.safetensors with their index"
     what = "the file" if repo.file else "the folder"
     return f"Without a network: copy {files} from a machine that has them, and give {what}: `mull chat PATH`."
