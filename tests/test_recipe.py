@@ -189,6 +189,35 @@ def test_a_run_is_known_by_its_recipe_and_the_models_from_outside(tiny: Path, do
     assert recipe.identity(with_outside)["weights"] != before["weights"]
 
 
+def test_a_model_from_outside_is_whatever_a_model_can_be(
+    tiny: Path, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A run, one of its models, a GGUF file, a name; all become paths, by whose content a run is known."""
+    monkeypatch.setenv("MULL_CACHE", str(tmp_path))
+    here = tmp_path / "smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    here.parent.mkdir()
+    here.write_bytes(b"one")
+    text = tiny.read_text().replace("[model]", f"""[outside]
+run = "{done}"
+one = "{done}:base"
+file = "{here}"
+name = "smollm2"
+
+[model]""", 1)  # fmt: skip
+    (tmp_path / "x.toml").write_text(text)
+    plan = recipe.load(str(tmp_path / "x.toml"), [])
+    made = done / "models"
+    paths = {"run": made / "student", "one": made / "base", "file": here, "name": here}
+    assert plan.outside == {name: str(path) for name, path in paths.items()}
+    before = recipe.identity(plan)["weights"]
+    here.write_bytes(b"two")
+    after = recipe.identity(plan)["weights"]
+    assert {name for name in before if before[name] != after[name]} == {"file", "name"}
+    (tmp_path / "x.toml").write_text(text.replace('"smollm2"', '"smolm2"'))
+    with pytest.raises(UserError, match=r"outside\.name: There is no model .* at smolm2\. Did you mean 'smollm2'\?"):
+        recipe.load(str(tmp_path / "x.toml"), [])
+
+
 def test_an_examination_is_a_recipe_of_one_stage(done: Path):
     plan = recipe.examination(
         locate(f"{done}:taught"), ["gcd", "products"], {}, seed=3, device="cpu", exact=True, n=5, thinking=[True]
