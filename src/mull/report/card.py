@@ -59,14 +59,14 @@ def origin_of_folder(folder: Path) -> Origin:
 def origin_of_gguf(metadata: Mapping[str, Any]) -> Origin:
     """From the keys under `general.` (ggml's docs/gguf.md)."""
 
-    def repositories(kind: str) -> list[str]:
+    def repositories(kind: str) -> tuple[str, ...]:
         urls = [metadata.get(f"general.{kind}.{i}.repo_url") for i in range(8)]
-        return [url.removeprefix("https://huggingface.co/") for url in urls if isinstance(url, str)]
+        return _many([str(url).removeprefix("https://huggingface.co/") for url in urls], REPOSITORY)
 
     return Origin(
         license=_one(metadata.get("general.license"), LICENSE),
-        base_model=_many(repositories("base_model"), REPOSITORY),
-        datasets=_many([*repositories("dataset"), *(metadata.get("general.datasets") or ())], DATASET),
+        base_model=repositories("base_model"),
+        datasets=repositories("dataset") + _many(metadata.get("general.datasets"), DATASET),
         language=_many(metadata.get("general.languages"), LANGUAGE),
     )
 
