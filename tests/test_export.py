@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import resource
+import subprocess
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -271,7 +275,7 @@ def test_a_full_disk_leaves_nothing(to: str, out: str, tmp_path: Path) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
-        with pytest.raises(UserError, match="cannot be written: .*Nothing of it was left") as caught:
+        with pytest.raises(UserError, match=r"cannot be written: .*Nothing of it was left") as caught:
             export(source, to, tmp_path / out)  # pyright: ignore[reportArgumentType]
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -304,3 +308,15 @@ def test_types_of_gguf(tmp_path: Path) -> None:
         folder = export(source, "hf", tmp_path / dtype, dtype)
         assert export(folder, "gguf", tmp_path / f"{dtype}-gguf").name == f"{dtype}-{kept}.gguf"
     assert set(DTYPES) == {"f32", "f16", "bf16", "fp8"}
+
+
+@pytest.mark.slow
+def test_the_cards_own_lines_run(tmp_path: Path) -> None:
+    """What the card tells its reader to type, typed in that folder."""
+    out = export(saved(tmp_path / "m", "llama"), "hf", tmp_path / "out")
+    (lines,) = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)
+    done = subprocess.run(
+        [sys.executable, "-c", lines], cwd=out, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("<|im_start|>user\nWhat is 12 * 34?")

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from small import MOE, SHAPES, changed, chat, in_memory, model_of, tokens_of  # noqa: F401
 
@@ -501,3 +507,34 @@ def test_reading_takes_the_models_memory_and_little_more(kind: str, saved: Path,
     found = json.loads(done.stdout)
     assert found["size"] > 180e6
     assert 0.9 < found["peak"] / found["size"] < 1.15
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 2**31), st.integers(0, 255)), min_size=1, max_size=3), st.booleans())
+def test_shards_with_changed_bytes_load_or_are_refused(changes: list[tuple[int, int]], of_index: bool) -> None:
+    """Headers, index and numbers alike: never another error than a UserError, never a model with NaN in it."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as place:
+        folder = Path(place) / "m"
+        shutil.copytree(sharded(), folder)
+        name = "model.safetensors.index.json" if of_index else "model-00002-of-00003.safetensors"
+        content = bytearray((folder / name).read_bytes())
+        headers = len(content) if of_index else 8 + int.from_bytes(content[:8], "little")
+        for at, byte in changes:
+            content[at % (headers if at % 2 else len(content))] = byte
+        (folder / name).write_bytes(content)
+        try:
+            model = load_model(folder)
+        except UserError:
+            return
+        assert all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values())
+
+
+@cache
+def sharded() -> Path:
+    """A directory of three shards that stays for the process' life."""
+    place = tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None)
+    atexit.register(place.cleanup)
+    folder = Path(place.name) / "m"
+    save_model(folder, model_of(MOE), chat())
+    shard(folder)
+    return folder
