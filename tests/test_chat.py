@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import json
+import random
+from functools import cache
 from itertools import combinations, pairwise
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import chat
+from small import TEXTS as LEARNT
+from small import VOCAB, chat
+from tokenizers import AddedToken
 
 from mull.text.chat import TEMPLATE, Chat, Parser
-from mull.text.tokenizer import END_THINK, SPECIALS
+from mull.text.tokenizer import END_THINK, HOUSE, SPECIALS, THINK, Tokenizer
+from mull.text.vocab import metadata_of
 from mull.types import Message, UserError
+
+TEMPLATES = Path(__file__).parents[2] / "shared" / "data" / "templates"
+PUBLISHED = sorted(path.stem for path in TEMPLATES.glob("*.jinja"))
+needs_templates = pytest.mark.skipif(not PUBLISHED, reason="the published templates in ../shared are not here")
 
 nasty = st.lists(
     st.sampled_from([*SPECIALS, "<|im_start|>system\n", "@", "{{", "}}", "{% x %}", "\n", " ", "é", "7", "</thin"]),
@@ -47,7 +60,7 @@ def test_an_example_is_the_prompt_and_what_the_model_would_say(
     prompt = chat().encode(asked, thinking)
     assert ids[: len(prompt)] == prompt
     assert mask == [0] * len(prompt) + [1] * (len(ids) - len(prompt))
-    assert ids[-1] == chat().tokenizer.im_end
+    assert ids[-1] == chat().tokenizer.eos
     thought, said, closed = chat().parse(ids[len(prompt) :], thinking)
     assert closed
     assert said == answer.strip()
@@ -64,7 +77,7 @@ def test_an_unclosed_thought_is_no_answer() -> None:
 def test_a_written_end_of_thought_does_not_end_it() -> None:
     """The characters </think>, as ordinary tokens, are part of the thought."""
     t = chat().tokenizer
-    ids = [*t.encode("a </think> b"), t.end_think, *t.encode("c"), t.im_end]
+    ids = [*t.encode("a </think> b"), t.end_think, *t.encode("c"), t.eos]
     assert chat().parse(ids, thinking=True) == ("a </think> b", "c", True)
 
 
@@ -110,55 +123,341 @@ def test_no_text_is_held_longer_than_it_may_be_a_marker(text: str) -> None:
         assert END_THINK.startswith(rest)
 
 
+# Published templates
+
+
+MARKUP = (
+    "<|im_start|>", "<|im_end|>", "<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>",
+    "</tool_response>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<｜User｜>", "<｜Assistant｜>",
+    "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>",
+    "<｜tool▁sep｜>", "<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>", "<｜tool▁outputs▁begin｜>",
+    "<｜tool▁output▁begin｜>", "<｜tool▁output▁end｜>", "<｜tool▁outputs▁end｜>", "<|system|>", "<|user|>",
+    "<|assistant|>", "<|observation|>", "[gMASK]", "<sop>", "<|start|>", "<|end|>", "<|message|>", "<|channel|>",
+    "<|call|>", "<|return|>",
+)  # fmt: skip
+ENDINGS = {"DeepSeek": "<｜end▁of▁sentence｜>", "deepseek": "<｜end▁of▁sentence｜>", "Llama-3.2": "<|eot_id|>",
+           "GLM": "<|user|>", "gpt-oss": "<|return|>"}  # fmt: skip
+
+
+@cache
+def published(name: str) -> Chat:
+    """A published template over a small tokenizer that has the special tokens of all of them."""
+    inner = tokenizers.Tokenizer.from_str(chat().tokenizer.inner.to_str())
+    inner.add_tokens([AddedToken(token, special="think" not in token, normalized=False) for token in MARKUP])
+    end = next((end for part, end in ENDINGS.items() if part in name), "<|im_end|>")
+    config = HOUSE | {"bos_token": "<｜begin▁of▁sentence｜>", "eos_token": end}
+    tokenizer = Tokenizer(inner, config, [inner.token_to_id(end)])
+    return Chat(tokenizer, (TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8"))
+
+
+@cache
+def theirs(name: str) -> Any:
+    fast = pytest.importorskip("transformers").PreTrainedTokenizerFast
+    t = published(name).tokenizer
+    return fast(
+        tokenizer_object=t.inner, chat_template=published(name).template, bos_token=t.config["bos_token"],
+        eos_token=t.config["eos_token"], pad_token=t.config["pad_token"],
+    )  # fmt: skip
+
+
+def ids_of_theirs(name: str, messages: list[Message], tools: Any, thinking: bool) -> list[int]:
+    talk: list[dict[str, Any]] = []
+    for m in messages:
+        talk.append({"role": m.role, "content": m.content})
+        if m.reasoning is not None:
+            talk[-1]["reasoning_content"] = m.reasoning
+        if m.tool_calls:
+            talk[-1]["tool_calls"] = [*m.tool_calls]
+    return theirs(name).apply_chat_template(
+        talk, tools=tools, add_generation_prompt=True, enable_thinking=thinking, return_dict=False
+    )
+
+
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "weather", "description": "The weather <now> & here",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "city": {"type": "string", "description": "Which city?"},
+                "days": {"type": "integer", "description": "how many", "default": 3},
+            },
+            "required": ["city"],
+        },
+    },
+}  # fmt: skip
+CALL = {"type": "function", "id": "c1", "function": {"name": "weather", "arguments": {"city": "Köln", "days": 2}}}
+words = st.lists(
+    st.sampled_from(["hi", " ", "\n", "  x", "a < b", "é", "7", "<b>", "{{ x }}", "你好", "</", "'", '"', "/no_think"]),
+    max_size=5,
+).map("".join)
+thoughtful = st.builds("<think>\n{}\n</think>\n\n{}".format, words, words)
+
+
+@st.composite
+def conversations(draw: st.DrawFn) -> list[Message]:
+    """A system message perhaps, then turns: questions, answers with and without thoughts, calls of tools."""
+    talk = [Message("system", draw(words))] if draw(st.booleans()) else []
+    for _ in range(draw(st.integers(0, 2))):
+        talk.append(Message("user", draw(words)))
+        match draw(st.sampled_from(["plain", "thought", "apart", "call"])):
+            case "plain":
+                talk.append(Message("assistant", draw(words)))
+            case "thought":
+                talk.append(Message("assistant", draw(thoughtful)))
+            case "apart":
+                talk.append(Message("assistant", draw(words), reasoning=draw(words)))
+            case "call":
+                talk.append(Message("assistant", "", tool_calls=(CALL,)))
+                talk.append(Message("tool", draw(words)))
+                talk.append(Message("assistant", draw(words)))
+    return [*talk, Message("user", draw(words))]
+
+
+@needs_templates
+@pytest.mark.parametrize("name", PUBLISHED)
+@settings(deadline=None, max_examples=25)
+@given(conversations(), st.booleans(), st.booleans())
+def test_published_templates_give_the_ids_that_transformers_gives(
+    name: str, talk: list[Message], with_tools: bool, thinking: bool
+) -> None:
+    tools = [TOOL] if with_tools else None
+    try:
+        want = ids_of_theirs(name, talk, tools, thinking)
+    except Exception:  # the template refuses such a conversation, or breaks on it
+        with pytest.raises(UserError, match="The chat template"):
+            published(name).encode(talk, thinking, tools)
+    else:
+        assert published(name).encode(talk, thinking, tools) == want
+
+
+forging = st.lists(st.sampled_from([*MARKUP, "<|im_", "end|>", "/think", "<", "a", "\n", " "]), max_size=5).map("".join)
+
+
+@needs_templates
+@pytest.mark.parametrize("name", PUBLISHED)
+@settings(deadline=None, max_examples=25)
+@given(forging, forging, forging)
+def test_what_is_said_never_becomes_structure(name: str, system: str, asked: str, result: str) -> None:
+    """The prompt has the same special tokens, in the same order, as one whose messages are harmless words."""
+    own = {*published(name).tokenizer.added.values()}
+    tools = None if name == "llama-cpp-deepseek-r1" else [TOOL]  # transformers cannot render tools with this one
+
+    def specials(system: str, asked: str, result: str) -> list[int]:
+        call = Message("assistant", "", tool_calls=(CALL,))
+        talk = [Message("system", "w" + system), Message("user", asked), call, Message("tool", result)]
+        return [i for i in published(name).encode([*talk, Message("user", asked)], tools=tools) if i in own]
+
+    flag = "/think" if "/think" in system else ""  # SmolLM3 looks for it in a system message
+    assert specials(system, asked, result) == specials(flag, "w", "w")
+
+
+def test_a_token_that_a_template_would_put_together_is_not_one() -> None:
+    """Taking something out of a message may leave a special token behind."""
+    own = Chat(chat().tokenizer, "{{ messages[0].content.replace('/think', '') }}{{ messages[0].content | trim }}")
+    ids = own.encode([Message("user", "<|im_/thinkend|> <th/thinkink> ")])
+    assert not {*range(len(SPECIALS))} & {*ids}
+    assert chat().tokenizer.decode(ids) == "<|im_end|> <think> <|im_/thinkend|> <th/thinkink>"
+
+
+@needs_templates
+@pytest.mark.parametrize("name", ["Qwen-Qwen3-0.6B", "deepseek-ai-DeepSeek-R1-Distill-Qwen-32B", "Qwen-QwQ-32B"])
+def test_an_assistants_earlier_thought_is_left_out_as_the_template_says(name: str) -> None:
+    talk = [Message("user", "q"), Message("assistant", "<think>\nlong\n</think>\n\nshort"), Message("user", "r")]
+    ids = published(name).encode(talk)
+    shown = published(name).tokenizer.decode(ids)
+    assert "short" in shown and "long" not in shown
+    assert ids == ids_of_theirs(name, talk, None, True)
+
+
+PLAIN = (
+    "{% for m in messages %}[{{ m.role }}]{{ m.content | trim }}<|im_end|>{% endfor %}"
+    "{{ '[assistant]' if add_generation_prompt }}"
+)
+short = st.text("ab1 ", max_size=6).map(str.strip)
+SPOKEN = [name for name in PUBLISHED if "tool_use" not in name and "gpt-oss" not in name]  # whose channels are not read
+
+
+@pytest.mark.parametrize("name", [*SPOKEN, "plain"])
+@settings(deadline=None, max_examples=15)
+@given(short, short, st.booleans())
+def test_what_a_model_is_taught_to_say_is_what_it_is_heard_to_say(
+    name: str, reasoning: str, answer: str, thinking: bool
+) -> None:
+    """For every template: the example goes on from the prompt, ends the turn, and parses into what was meant."""
+    them = Chat(chat().tokenizer, PLAIN) if name == "plain" else published(name)
+    asked = [Message("user", "q")]
+    ids, mask = them.example([*asked, Message("assistant", answer, reasoning)], thinking)
+    prompt = them.encode(asked, thinking)
+    assert ids[: len(prompt)] == prompt
+    assert mask == [0] * len(prompt) + [1] * (len(ids) - len(prompt))
+    assert ids[-1] in them.tokenizer.stop_ids and not {*ids[len(prompt) : -1]} & {*them.tokenizer.stop_ids}
+    thought, said, closed = them.parse(ids[len(prompt) :], thinking)
+    assert closed and said == answer
+    assert thought == (reasoning if thinking else "")
+    # and the stream agrees
+    parser = them.parser(thinking)
+    parts = [parser.feed(char) for char in them.tokenizer.decode(ids[len(prompt) : -1])] + [parser.flush()]
+    assert "".join(r for r, _ in parts).strip("\n") == thought
+    assert "".join(c for _, c in parts).strip() == said
+
+
+@needs_templates
+@pytest.mark.parametrize(
+    ("name", "thinking", "want"),
+    [
+        ("Qwen-Qwen3-0.6B", True, "<think>\nhm\n</think>\n\nyes<|im_end|>"),
+        ("Qwen-Qwen3-0.6B", False, "yes<|im_end|>"),
+        ("Qwen-Qwen2.5-7B-Instruct", True, "<think>\nhm\n</think>\n\nyes<|im_end|>"),
+        ("Qwen-Qwen2.5-7B-Instruct", False, "yes<|im_end|>"),
+        ("Qwen-QwQ-32B", True, "hm\n</think>\n\nyes<|im_end|>"),
+        ("deepseek-ai-DeepSeek-R1-Distill-Llama-8B", True, "hm\n</think>\n\nyes<｜end▁of▁sentence｜>"),
+        ("deepseek-ai-DeepSeek-V3.1", True, "hm</think>yes<｜end▁of▁sentence｜>"),
+        ("deepseek-ai-DeepSeek-V3.1", False, "yes<｜end▁of▁sentence｜>"),
+        ("meta-llama-Llama-3.2-3B-Instruct", False, "yes<|eot_id|>"),
+    ],
+)
+def test_answers_are_written_as_the_model_writes_them(name: str, thinking: bool, want: str) -> None:
+    them = published(name)
+    ids = them.answer(Message("assistant", "yes", "hm"), thinking, [Message("user", "q")])
+    assert them.tokenizer.decode(ids) == want
+
+
+def test_a_model_that_does_not_think_is_never_still_thinking() -> None:
+    plain = Chat(chat().tokenizer, PLAIN)
+    ids = plain.tokenizer.encode("just an answer")
+    for thinking in (True, False):
+        assert not plain.opens(thinking)
+        assert plain.parse(ids, thinking) == ("", "just an answer", True)
+        parser = plain.parser(thinking)
+        parts = [parser.feed("just"), parser.feed(" an answer"), parser.flush()]
+        assert "".join(content for _, content in parts) == "just an answer"
+    opened = [*plain.tokenizer.encode("\n"), chat().tokenizer.think, *plain.tokenizer.encode("hm")]
+    assert plain.parse(opened, True) == ("hm", "", False)
+    assert plain.parse(opened, False) == ("", "<think>hm", True)
+
+
+def test_thoughts_in_a_vocabulary_without_their_tags() -> None:
+    inner = tokenizers.Tokenizer.from_str(chat().tokenizer.inner.to_str().replace("think>", "thunk>"))
+    spelled = Chat(Tokenizer(inner, {"eos_token": "<|im_end|>"}), PLAIN)
+    assert spelled.tokenizer.think is None
+    ids = spelled.answer(Message("assistant", "yes", "hm"), True)
+    assert spelled.tokenizer.decode(ids) == "<think>\nhm\n</think>\n\nyes<|im_end|>"
+    assert spelled.parse(ids, True) == ("hm", "yes", True)
+    assert spelled.parse(ids[:8], True)[1:] == ("", False)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(st.sampled_from(["<", "think", ">", "<think>", "</think>", "a", "\n", " "])), st.randoms())
+def test_a_thought_that_the_answer_opens_is_found_however_it_is_cut(pieces: list[str], draw: random.Random) -> None:
+    text = "".join(pieces)
+    begun = text.lstrip()
+    if begun.startswith(THINK):
+        thought, _, said = begun[len(THINK) :].partition(END_THINK)
+    else:
+        thought, said = "", text
+    cuts = sorted(draw.randrange(len(text) + 1) for _ in range(3))
+    parser = Parser(False, may_think=True)
+    parts = [parser.feed(text[a:b]) for a, b in pairwise([0, *cuts, len(text)])] + [parser.flush()]
+    assert ("".join(r for r, _ in parts), "".join(c for _, c in parts)) == (thought, said)
+
+
+# Files
+
+
 def test_a_template_of_ones_own(tmp_path: Path) -> None:
-    own = Chat(chat().tokenizer, "{% for m in messages %}[{{ m.content }}]{% endfor %}>")
+    own = Chat(chat().tokenizer, "{% for m in messages %}[{{ m.content }}]{% endfor %}>", "{{ tools | length }} tools")
     own.save(tmp_path)
     back = Chat.load(tmp_path)
-    assert back.template == own.template
+    assert (back.template, back.tool_template) == (own.template, own.tool_template)
     ids = back.encode([Message("user", "a"), Message("user", "b")])
     assert back.tokenizer.decode(ids) == "[a][b]>"
+    assert back.tokenizer.decode(back.encode([Message("user", "a")], tools=[TOOL])) == "1 tools"
     (tmp_path / "chat_template.jinja").unlink()
     assert Chat.load(tmp_path).template == TEMPLATE
 
 
-@pytest.mark.parametrize(
-    ("template", "said"),
-    [
-        ("{% for %}", "not valid Jinja"),
-        ("{{ raise_exception('no system here') }}", "no system here"),
-        ("{{ messages[0].content }}{{ messages[0].content }}", "every message once"),
-        ("constant", "every message once"),
-        ("{% for m in messages %}{{ m.content | upper }}{% endfor %}", "every message once"),
-        ("{{ ''.__class__.__mro__ }}", "refuses"),
-        ("{{ messages.append(1) }}", "refuses"),
-    ],
-)
-def test_templates_that_cannot_be_used_safely_are_refused(template: str, said: str) -> None:
-    with pytest.raises(UserError, match=said):
-        Chat(chat().tokenizer, template).encode([Message("user", "hello")])
+@pytest.mark.parametrize("way", ["jinja", "json", "config", "named"])
+def test_templates_are_found_where_they_are_published(way: str, tmp_path: Path) -> None:
+    chat().tokenizer.save(tmp_path)
+    config = tmp_path / "tokenizer_config.json"
+    raw = json.loads(config.read_text())
+    match way:
+        case "jinja":
+            (tmp_path / "chat_template.jinja").write_text("mine")
+        case "json":
+            (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": "mine"}))
+        case "config":
+            raw["chat_template"] = "mine"
+        case "named":
+            raw["chat_template"] = [
+                {"name": "default", "template": "mine"}, {"name": "tool_use", "template": "with {{ tools|length }}"},
+            ]  # fmt: skip
+    config.write_text(json.dumps(raw))
+    back = Chat.load(tmp_path)
+    assert back.template == "mine"
+    assert back.tool_template == ("with {{ tools|length }}" if way == "named" else None)
+    # and transformers, reading what we write, renders the same
+    back.save(tmp_path / "again")
+    auto = pytest.importorskip("transformers").AutoTokenizer.from_pretrained(tmp_path / "again")
+    talk = [{"role": "user", "content": "x"}]
+    assert auto.apply_chat_template(talk, tokenize=False) == "mine"
+    if way == "named":
+        assert auto.apply_chat_template(talk, tools=[TOOL], tokenize=False) == "with 1"
 
 
-@pytest.mark.parametrize(
-    "template",
-    [
-        "{{ messages[0].content }}-{{ messages[0].content }}",
-        "{{ messages[1].content }}-{{ messages[0].content }}",
-        "{% for m in messages|reverse %}[{{ m.content }}]{% endfor %}",
-    ],
-)
-def test_a_template_that_confuses_messages_is_refused(template: str) -> None:
-    with pytest.raises(UserError, match="every message once, in its place"):
-        Chat(chat().tokenizer, template).encode([Message("user", "a"), Message("user", "b")])
+def test_a_base_model_holds_no_conversations(tmp_path: Path) -> None:
+    inner = tokenizers.Tokenizer.from_str(chat().tokenizer.inner.to_str().replace("im_start", "im_begin"))
+    Tokenizer(inner, {"eos_token": "<|im_end|>"}).save(tmp_path)
+    base = Chat.load(tmp_path)
+    assert base.template is None
+    with pytest.raises(UserError, match="no chat template"):
+        base.encode([Message("user", "x")])
+    base.save(tmp_path / "again")
+    assert not (tmp_path / "again" / "chat_template.jinja").exists()
 
 
-@pytest.mark.parametrize(
-    "template", ["{{ 1 / messages[1:]|length }}", "{{ messages[0].content + 1 }}", "{{ 'a'|int('b') + none }}"]
-)
-def test_a_template_that_breaks_is_a_user_error(template: str) -> None:
-    with pytest.raises(UserError, match="The chat template breaks on this conversation"):
-        Chat(chat().tokenizer, template).encode([Message("user", "hello")])
+@pytest.mark.parametrize("text", ['{"chat_template": 3}', '{"chat_template": [{"name": "default", "template": 3}]}'])
+def test_a_template_that_is_no_text_is_a_user_error(text: str, tmp_path: Path) -> None:
+    chat().tokenizer.save(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(text)
+    with pytest.raises(UserError, match="template is no text"):
+        Chat.load(tmp_path)
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="cannot be read"):
+        Chat.load(tmp_path)
+
+
+def test_a_gguf_file_has_the_same_conversations_as_the_directory(tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf")
+    path = tmp_path / "m.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    for key, value in metadata_of(chat().tokenizer, VOCAB + 4).items():
+        if isinstance(value, list):
+            writer.add_array(key, value)
+        else:
+            writer.add_key_value(key, value, {str: gguf.GGUFValueType.STRING, bool: gguf.GGUFValueType.BOOL}.get(
+                type(value), gguf.GGUFValueType.UINT32))  # fmt: skip
+    writer.add_chat_template(TEMPLATE)
+    writer.add_tensor("token_embd.weight", np.zeros((VOCAB + 4, 32), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    back = Chat.load(path)
+    assert back.house
+    talk = [Message("system", "be brief"), Message("user", LEARNT[3])]
+    for thinking in (True, False):
+        assert back.encode(talk, thinking) == chat().encode(talk, thinking)
+    assert back.tokenizer.stop_ids == chat().tokenizer.stop_ids
 
 
 def test_unknown_roles_are_refused() -> None:
     with pytest.raises(UserError, match="There is no role 'robot'"):
         chat().encode([Message("robot", "x")])
+
+
+def test_tools_that_are_no_plain_data_are_refused() -> None:
+    with pytest.raises(UserError, match="plain data"):
+        chat().encode([Message("user", "x")], tools=[{"f": object()}])

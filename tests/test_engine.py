@@ -122,7 +122,7 @@ def test_first_tokens_follow_the_models_distribution() -> None:
 
 def test_stop_tokens_end_an_answer_and_are_part_of_it() -> None:
     engine = engine_of("mla")
-    stop = chat().tokenizer.im_end
+    stop = chat().tokenizer.eos
     with torch.no_grad():
         engine.model.head.weight.zero_()
         engine.model.norm.weight.fill_(1.0)

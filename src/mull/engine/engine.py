@@ -28,7 +28,7 @@ from mull.model.moe import Trace, fingerprints
 from mull.model.transformer import Transformer
 from mull.ops.attention import Documents
 from mull.ops.exact import whole
-from mull.text.chat import Chat, Parser
+from mull.text.chat import Chat
 from mull.types import Completion, Delta, Request, UserError
 
 T = TypeVar("T")
@@ -126,7 +126,7 @@ class LocalEngine:
 
     def stream(self, request: Request) -> Iterator[Delta]:
         """The text as it comes, thinking and answer apart; the last Delta carries the completion."""
-        parser = Parser(request.sampling.thinking)
+        parser = self.chat.parser(request.sampling.thinking)
         shown, made = "", None
         for event in self._run([request], every_token=True):
             if isinstance(event, _Made):

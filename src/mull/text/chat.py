@@ -1,27 +1,30 @@
 """Conversations <-> token ids, and the parser that takes thinking and answer apart.
 
-A model directory carries a Jinja template (chat_template.jinja), as the field does. It is rendered in Jinja's immutable
-sandbox with every message replaced by a placeholder; the structure around the placeholders is encoded with special
-tokens, the messages' own text without. So nothing a user writes can end a turn or open a thought.
+A model carries its chat template: ours, or the one it was published with (text/template.py). A message's text never
+becomes structure: before it is shown to the template, a random mark goes behind each character that could begin a
+special token; where the written text has such a token with a mark inside, it is cut there and encoded in pieces. So
+nothing a user or a tool writes can end a turn or open a thought, and a conversation without such text has exactly the
+ids that transformers' apply_chat_template gives it. (A template that itself writes half of a special token in front of
+a message's text could be completed by it; none that is known does.)
 
-Thinking on: the prompt ends in <think>, the model writes its chain, </think>, the answer, <|im_end|>.
-Thinking off: the prompt ends in <think></think>, the model writes the answer at once.
-Earlier turns are shown without their thinking.
+An assistant's own messages are marked too, but for <think> and </think>: published templates look for them there, to
+leave earlier thoughts out. Our own template shows earlier turns without their thinking.
+
+A thought is opened by the prompt's end (ours, R1, QwQ) or by the answer's beginning (Qwen3), as the template has it;
+models that do not think (SmolLM2) just answer.
 """
 
 from __future__ import annotations
 
-import re
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-from mull.text.tokenizer import END_THINK, Tokenizer
+from mull.text.template import Template
+from mull.text.tokenizer import END_THINK, THINK, Tokenizer, beginnings, read_json
 from mull.types import Message, UserError
 
 TEMPLATE = (
@@ -35,67 +38,106 @@ TEMPLATE = (
 )
 ROLES = ("system", "user", "assistant", "tool")
 
+Sign = Callable[[str], str]  # marks a text where it could begin a special token
+Tools = Sequence[Mapping[str, Any]]  # JSON schemas, as templates expect them
+
 
 class Chat:
-    """A tokenizer and a template. Raises UserError for a template that does not parse or render."""
+    """A tokenizer and a template; `tool_template` is another one for conversations with tools, where there is one.
 
-    def __init__(self, tokenizer: Tokenizer, template: str | None = None):
+    Without a template, conversations have our own form if the tokenizer is one of ours, and else none: `template` is
+    None then, and encoding raises UserError. A template that does not parse raises it here.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, template: str | None = None, tool_template: str | None = None):
         self.tokenizer = tokenizer
-        self.template = TEMPLATE if template is None else template
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        environment.globals["raise_exception"] = _refuse
-        try:
-            self._compiled = environment.from_string(self.template)
-        except jinja2.TemplateError as error:
-            raise UserError(f"The chat template is not valid Jinja: {error}.") from None
-        self._structure: dict[Any, list[list[int]]] = {}
+        self.template = TEMPLATE if template is None and tokenizer.house else template
+        self.tool_template = tool_template
+        self.house = tokenizer.house and self.template == TEMPLATE
+        self._compiled = None if self.template is None else Template(self.template)
+        self._for_tools = self._compiled if tool_template is None else Template(tool_template)
+        self._said = beginnings(token for token in tokenizer.forgeable if token not in (THINK, END_THINK))
+        self._variables: dict[str, Any] = {  # bos_token and its like, as templates know them
+            name: text.get("content") if isinstance(text, Mapping) else text
+            for name, text in tokenizer.config.items()
+            if name.endswith("_token") and isinstance(text, str | Mapping)
+        }
+        self._opens: dict[bool, bool] = {}
 
     @classmethod
-    def load(cls, folder: Path) -> Chat:
-        folder = Path(folder)
-        path = folder / "chat_template.jinja"
-        return cls(Tokenizer.load(folder), path.read_text(encoding="utf-8") if path.exists() else None)
+    def load(cls, path: Path) -> Chat:
+        """That of a model directory or a .gguf file. Raises UserError for damage."""
+        path = Path(path)
+        if path.suffix == ".gguf" and not path.is_dir():
+            from mull.formats.gguf import read_header
+            from mull.text.vocab import tokenizer_of
+
+            metadata = read_header(path).metadata
+            given = (metadata.get(f"tokenizer.chat_template{kind}") for kind in ("", ".tool_use"))
+            return cls(tokenizer_of(metadata, str(path)), *(_text(template, path) for template in given))
+        tokenizer = Tokenizer.load(path)
+        return cls(tokenizer, *_templates(path, tokenizer.config))
 
     def save(self, folder: Path) -> None:
         self.tokenizer.save(folder)
-        part = folder / "chat_template.jinja.part"
-        part.write_text(self.template, encoding="utf-8")
-        part.replace(folder / "chat_template.jinja")
+        for name, template in (
+            ("chat_template.jinja", self.template),
+            ("additional_chat_templates/tool_use.jinja", self.tool_template),
+        ):
+            if template is not None:
+                (folder / name).parent.mkdir(exist_ok=True)
+                part = folder / f"{name}.part"
+                part.write_text(template, encoding="utf-8")
+                part.replace(folder / name)
 
-    def encode(self, messages: Sequence[Message], thinking: bool = True) -> list[int]:
-        """The prompt: all messages, and the opening of the assistant's turn. Raises UserError for an unknown role."""
-        for message in messages:
-            if message.role not in ROLES:
-                raise UserError(f"There is no role {message.role!r}; roles are {', '.join(ROLES)}.")
-        pieces = self._pieces(tuple(m.role for m in messages), thinking)
-        ids = list(pieces[0])
-        for message, after in zip(messages, pieces[1:], strict=True):
-            ids += self.tokenizer.encode(message.content)
-            ids += after
-        return ids
+    def encode(self, messages: Sequence[Message], thinking: bool = True, tools: Tools | None = None) -> list[int]:
+        """The prompt: all messages, and the opening of the assistant's turn.
 
-    def _pieces(self, roles: tuple[str, ...], thinking: bool) -> list[list[int]]:
-        """The ids between messages' texts, for this sequence of roles; rendered once and remembered."""
-        key = (roles, thinking)
-        if key not in self._structure:
-            marks = [f"@{secrets.token_hex(8)}@" for _ in roles]
-            shown = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
-            try:
-                text = self._compiled.render(messages=shown, add_generation_prompt=True, enable_thinking=thinking)
-            except jinja2.TemplateError as error:
-                raise UserError(f"The chat template refuses this conversation: {error}.") from None
-            except Exception as error:  # a template is a program, and may fail in any way
-                raise UserError(f"The chat template breaks on this conversation: {error}.") from None
-            either = "|".join(marks)
-            if marks and re.findall(either, text) != marks:
-                raise UserError(
-                    "The chat template does not show every message once, in its place; mull cannot use it safely."
-                )
-            parts = re.split(either, text) if marks else [text]
-            if len(self._structure) > 256:
-                self._structure.clear()
-            self._structure[key] = [self.tokenizer.encode(part, special=True) for part in parts]
-        return self._structure[key]
+        Raises UserError for an unknown role, a conversation that the template refuses, and a model without a template.
+        """
+        return self._ids(*self._write(messages, thinking, tools))
+
+    def _write(
+        self, messages: Sequence[Message], thinking: bool, tools: Tools | None = None, prompt: bool = True
+    ) -> tuple[str, list[int]]:  # fmt: skip
+        """The conversation as text, and where it is to be cut because a message would read as structure."""
+        compiled = self._for_tools if tools else self._compiled
+        if compiled is None:
+            raise UserError("This model has no chat template: it continues text, but holds no conversations.")
+        mark = _probe()
+
+        def sign(text: str) -> str:
+            return self.tokenizer.opening.sub(lambda found: found[0] + mark, text)
+
+        def sign_own(text: str) -> str:
+            return self._said.sub(lambda found: found[0] + mark, text)
+
+        shown = [_plain(message, sign, sign if self.house else sign_own) for message in messages]
+        text = compiled.render(
+            shown, prompt, tools=_signed(tools, sign) if tools else None, enable_thinking=thinking, **self._variables
+        )
+        pieces = text.split(mark)
+        if len(pieces) == 1:
+            return text, []
+        text, at, cuts = "".join(pieces), 0, []
+        for piece in pieces[:-1]:
+            at += len(piece)
+            if at and self.tokenizer.forgery.match(text, at - 1):
+                cuts.append(at)
+        return text, cuts
+
+    def _ids(self, text: str, cuts: Sequence[int], begin: int = 0) -> list[int]:
+        if not cuts:
+            return self.tokenizer.encode(text[begin:] if begin else text, special=True)
+        ends = [begin, *(cut for cut in cuts if cut > begin), len(text)]
+        return self.tokenizer.join([text[a:b] for a, b in pairwise(ends)])
+
+    def opens(self, thinking: bool) -> bool:
+        """Whether the prompt ends within a thought, so that the answer begins with the thinking."""
+        if thinking not in self._opens:
+            text, _ = self._write([Message("user", "?")], thinking)
+            self._opens[thinking] = text.rstrip().endswith(THINK)
+        return self._opens[thinking]
 
     def example(self, messages: Sequence[Message], thinking: bool) -> tuple[list[int], list[int]]:
         """(ids, mask) of a conversation ending in the assistant's message; 1 on what the model is to produce itself.
@@ -104,43 +146,166 @@ class Chat:
         """
         assert messages[-1].role == "assistant"
         prompt = self.encode(messages[:-1], thinking)
-        answer = self.answer(messages[-1], thinking)
+        answer = self.answer(messages[-1], thinking, messages[:-1])
         return prompt + answer, [0] * len(prompt) + [1] * len(answer)
 
-    def answer(self, message: Message, thinking: bool) -> list[int]:
-        """What the model would generate to say `message`."""
+    def answer(self, message: Message, thinking: bool, before: Sequence[Message] = ()) -> list[int]:
+        """What the model would generate to say `message` after `before`, up to the token that ends its turn."""
         t = self.tokenizer
-        thought = [*t.encode(message.reasoning or ""), t.end_think] if thinking else []
-        return [*thought, *t.encode(message.content), t.im_end]
+        message = message if thinking else replace(message, reasoning=None)
+        if self.house:
+            assert t.end_think is not None and t.eos is not None
+            thought = [*t.encode(message.reasoning or ""), t.end_think] if thinking else []
+            return [*thought, *t.encode(message.content), t.eos]
+        before = before or [Message("user", "?")]
+        prompt, _ = self._write(before, thinking)
+        text, cuts = self._write([*before, message], thinking, prompt=False)
+        if not (text.startswith(prompt) and self._tells(message, thinking, before)):
+            text, cuts = self._turn(message, thinking, before, prompt)
+        ids = self._ids(text, cuts, len(prompt))
+        end = next((at for at, i in enumerate(ids) if i in t.stop_ids), len(ids))
+        if not t.stop_ids:
+            raise UserError("This model's files name no token that ends a turn, so it cannot be taught one.")
+        return [*ids[:end], ids[end] if end < len(ids) else t.stop_ids[0]]
+
+    def _tells(self, message: Message, thinking: bool, before: Sequence[Message]) -> bool:
+        """Whether the template writes out what the message's author thought."""
+        probe = _probe()
+        told = replace(message, reasoning=probe)
+        return not message.reasoning or probe in self._write([*before, told], thinking, prompt=False)[0]
+
+    def _turn(
+        self, message: Message, thinking: bool, before: Sequence[Message], prompt: str
+    ) -> tuple[str, list[int]]:  # fmt: skip
+        """Prompt and turn, thought included: spaced as the prompt's own <think> is, or else as Qwen3 does."""
+        opened = prompt.rstrip().endswith(THINK)
+        gap = prompt[len(prompt.rstrip()) :] if opened else "\n"
+        reasoning = message.reasoning or ""
+        told = opened or bool(thinking and reasoning)
+        probe = _probe()
+        tail = self._write([*before, Message("assistant", probe)], thinking, prompt=False)[0].rpartition(probe)[2]
+        text, cuts = prompt, []
+        for part, ours in (
+            ("" if opened or not told else THINK + gap, True),
+            (reasoning if told else "", False),
+            (gap + END_THINK + 2 * gap if told else "", True),
+            (message.content, False),
+            (tail, True),
+        ):
+            if not ours:
+                cuts += [len(text) + found.end() for found in self.tokenizer.forgery.finditer(part)]
+            text += part
+        return text, cuts
 
     def parse(self, ids: Sequence[int], thinking: bool) -> tuple[str, str, bool]:
         """(reasoning, content, closed) of a completion; closed is False while it was still thinking."""
         t = self.tokenizer
         said = [i for i in ids if i not in t.stop_ids]
-        if not thinking:
+        if t.think is None or t.end_think is None:  # this vocabulary spells them out
+            parser = self.parser(thinking)
+            parts = [parser.feed(t.decode(said)), parser.flush()]
+            reasoning, content = ("".join(part) for part in zip(*parts, strict=True))
+            return reasoning.strip("\n"), content.strip(), not parser.thinking
+        thought = self.opens(thinking)
+        if thinking and not thought and t.think in said:
+            at = said.index(t.think)
+            if not t.decode(said[:at]).strip():
+                thought, said = True, said[at + 1 :]
+        if not thought:
             return "", t.decode(said).strip(), True
         if t.end_think not in said:
             return t.decode(said).strip("\n"), "", False
         at = said.index(t.end_think)
         return t.decode(said[:at]).strip("\n"), t.decode(said[at + 1 :]).strip(), True
 
+    def parser(self, thinking: bool) -> Parser:
+        """The same for text as it arrives."""
+        opened = self.opens(thinking)
+        return Parser(opened, may_think=thinking and not opened)
 
-def _refuse(message: str) -> None:
-    raise jinja2.TemplateError(message)
+
+def _probe() -> str:
+    """Text that no message holds, and that no filter for case, blanks or JSON changes."""
+    return f"@{secrets.randbits(64)}@"
+
+
+def _plain(message: Message, sign: Sign, sign_own: Sign) -> dict[str, Any]:
+    """A message as templates see it. Raises UserError for an unknown role."""
+    if message.role not in ROLES:
+        raise UserError(f"There is no role {message.role!r}; roles are {', '.join(ROLES)}.")
+    own = message.role == "assistant"
+    shown: dict[str, Any] = {"role": message.role, "content": (sign_own if own else sign)(message.content)}
+    if message.reasoning is not None:
+        shown["reasoning_content"] = shown["thinking"] = sign(message.reasoning)
+    if message.tool_calls:
+        shown["tool_calls"] = _signed(message.tool_calls, sign)
+    return shown
+
+
+def _signed(value: Any, sign: Sign) -> Any:
+    """A copy of plain data with its texts marked. Raises UserError for what JSON does not know."""
+    if isinstance(value, str):
+        return sign(value)
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, Mapping):
+        return {_signed(key, sign): _signed(item, sign) for key, item in value.items()}
+    if isinstance(value, Sequence):
+        return [_signed(item, sign) for item in value]
+    raise UserError(f"Tools and tool calls are plain data, as in JSON; {type(value).__name__} is none.")
+
+
+def _templates(folder: Path, config: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """(template, that for conversations with tools): in files of their own, or within the configuration."""
+    given: dict[str, Any] = {}
+    named = config.get("chat_template")
+    if isinstance(named, list):
+        given = {str(one.get("name")): one.get("template") for one in named if isinstance(one, Mapping)}
+    elif named is not None:
+        given["default"] = named
+    if (text := read_json(folder / "chat_template.json").get("chat_template")) is not None:
+        given["default"] = text
+    for name, file in (
+        ("default", folder / "chat_template.jinja"),
+        ("tool_use", folder / "additional_chat_templates" / "tool_use.jinja"),
+    ):
+        if file.exists():
+            try:
+                given[name] = file.read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise UserError(f"{file} cannot be read: {error}.") from None
+    return _text(given.get("default"), folder), _text(given.get("tool_use"), folder)
+
+
+def _text(template: object, where: Path) -> str | None:
+    if template is None or isinstance(template, str):
+        return template
+    raise UserError(f"{where}: its chat template is no text.")
 
 
 @dataclass
 class Parser:
     """The same separation for text as it arrives, cut anywhere. Feed pieces; flush at the end.
 
-    Text that may be the beginning of </think> is held back until it is known not to be.
+    `thinking` says whether the text is within a thought; with `may_think` it may begin by opening one. Text that may be
+    the beginning of <think> or </think> is held back until it is known not to be.
     """
 
     thinking: bool = True
+    may_think: bool = False
     _held: str = field(default="", repr=False)
 
     def feed(self, text: str) -> tuple[str, str]:
         """(new reasoning, new content)."""
+        if self.may_think:
+            text, self._held = self._held + text, ""
+            begun = text.lstrip()
+            if THINK.startswith(begun) and begun != THINK:
+                self._held = text
+                return "", ""
+            self.may_think = False
+            if begun.startswith(THINK):
+                self.thinking, text = True, begun[len(THINK) :]
         if not self.thinking:
             return "", text
         self._held += text
@@ -156,4 +321,4 @@ class Parser:
 
     def flush(self) -> tuple[str, str]:
         held, self._held = self._held, ""
-        return held, ""
+        return (held, "") if self.thinking else ("", held)

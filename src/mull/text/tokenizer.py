@@ -73,7 +73,7 @@ class Tokenizer:
         """Which added tokens text could pretend to be: not single letters and runs of blanks, which some list too."""
         tokens = self.inner.get_added_tokens_decoder().items()
         texts = {t.content: i for i, t in tokens if len(t.content) > 1 and (t.special or not t.content.isspace())}
-        self._forgeable = frozenset(texts.values())
+        self.forgeable, self._forged = tuple(texts), frozenset(texts.values())
         self.forgery = beginnings(texts)
         self.opening = re.compile(f"[{re.escape(''.join({text[0] for text in texts}))}]" if texts else "(?!)")
         # Added tokens like DeepSeek's "ö" stand for that letter; the library takes it for a byte's name.
@@ -152,7 +152,7 @@ class Tokenizer:
             pieces.append(text[begin : found.end()])
             begin = found.end()
         ids = self.join([*pieces, text[begin:]])
-        if not self._forgeable.isdisjoint(ids):  # an odd normalizer could make one of something else
+        if not self._forged.isdisjoint(ids):  # an odd normalizer could make one of something else
             raise UserError("This tokenizer reads a special token out of plain text; mull cannot use it safely.")
         return ids
 
