@@ -260,7 +260,7 @@ def _llama3(cfg: ModelConfig, header: Header) -> dict[str, Any]:
         return {}
     wanted, factor = plain / divisors, float(str(np.float32(divisors.max())))
     inside = (divisors > 1 + 1e-5) & (divisors < factor * (1 - 1e-5))
-    tried = [(4.0, 2**power) for power in range(8, 21)]
+    tried = [(4.0, 2**power) for power in range(4, 21)]
     if inside.sum() >= 2:
         kept = (1 / divisors[inside] - 1 / factor) / (1 - 1 / factor)
         slope, offset = np.polyfit(plain[inside], kept, 1)

@@ -45,6 +45,9 @@ def write_gguf(path: Path, model: Transformer, chat: Chat, dtype: Dtype = "f32")
     if path.exists():
         raise UserError(f"{path} exists already; choose another name, or remove it.")
     arch = architecture_of(model.cfg)
+    vocabulary = metadata_of(chat.tokenizer, model.cfg.vocab)
+    if not vocabulary["tokenizer.ggml.merges"]:
+        raise UserError("This model's tokenizer has no merges; llama.cpp reads none without.")
     part = path.with_name(f".{path.name}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = GGUFWriter(part, arch)
@@ -55,7 +58,7 @@ def write_gguf(path: Path, model: Transformer, chat: Chat, dtype: Dtype = "f32")
         _add(writer, "general.quantization_version", gguf.GGML_QUANT_VERSION)
         for key, value in _keys(model.cfg).items():
             _add(writer, f"{arch}.{key}", value)
-        for key, value in metadata_of(chat.tokenizer, model.cfg.vocab).items():
+        for key, value in vocabulary.items():
             _add(writer, key, value)
         _add(writer, "tokenizer.chat_template", chat.template)
         _write_tensors(writer, model, arch, dtype)
