@@ -335,14 +335,22 @@ def to_fp8(folder: Path, block: tuple[int, int] = (8, 8), scales: str = "fp32") 
 def test_fp8_blocks_are_multiplied_out(block: tuple[int, int], scales: str, saved: Path) -> None:
     """Ragged edges, grids of one block, and scales as exponents in bytes."""
     worth = to_fp8(saved, block, scales)
-    if (saved / "mtp.safetensors").exists():
-        shard(saved)
+    shard(saved)
     model = load_model(saved)
     state = model.state_dict()
     seen = [place for place in places(model.cfg) if place.theirs in worth]
     assert len(seen) == len(worth) > 30
     for place in seen:
         assert torch.equal(state[place.ours][place.index], worth[place.theirs]), place.theirs
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_weights_go_straight_to_a_gpu(saved: Path) -> None:
+    to_fp8(saved)
+    model = load_model(saved, "cuda")
+    assert all(tensor.is_cuda for tensor in [*model.state_dict().values(), model.rotary.frequency])
+    assert same(load_model(saved), model.cpu())
 
 
 NORM, ROUTER = "model.layers.1.input_layernorm.weight", "model.layers.1.mlp.gate.weight"
@@ -361,6 +369,11 @@ def poison_fp8(folder: Path) -> None:
     rewrite(folder, lambda t: t[DOWN].view(torch.uint8).view(-1)[-1:].fill_(0x7F))
 
 
+def fp8_norm(folder: Path) -> None:
+    to_fp8(folder)
+    rewrite(folder, lambda t: t.update({NORM: t[NORM].to(torch.float8_e4m3fn), f"{NORM}_scale_inv": torch.ones(4)}))
+
+
 def drop(name: str) -> Callable[[Path], None]:
     return lambda folder: (to_fp8(folder), rewrite(folder, lambda t: t.pop(name)))[0]
 
@@ -373,6 +386,8 @@ def drop(name: str) -> Callable[[Path], None]:
         (poison(float("-inf"), DOWN), f"{DOWN} holds NaN or infinity"),
         (poison_fp8, f"{DOWN} holds NaN or infinity"),
         (drop(DOWN + "_scale_inv"), f"{DOWN} is FP8 without the scales"),
+        (fp8_norm, f"{NORM}_scale_inv is F32 .* need a matrix"),
+        (lambda f: (to_fp8(f), rewrite(f, lambda t: t.update({f"{DOWN}_scale_inv": torch.ones(4, 2).half()}))), "F16"),
         (drop(DOWN), f"lacks the tensor {DOWN}"),
         (lambda f: (to_fp8(f), configure(f, quantization_config=None)), "weight_block_size"),
         (lambda f: configure(f, quantization_config={"quant_method": "gptq", "bits": 4}), "quantised by 'gptq'"),

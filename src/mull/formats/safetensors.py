@@ -183,7 +183,7 @@ def _json(raw: bytes, path: Path, what: str) -> dict[str, Any]:
     if (raw.count(b"[") + raw.count(b"{")) * 12 > len(raw) + 64:
         raise UserError(f"{path} is damaged: its {what} is hardly anything but brackets.")
     try:
-        found = json.loads(raw, object_pairs_hook=_unique)
+        found = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique)  # bytes could be UTF-16 as well
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged: its {what} is no JSON ({str(error)[:200]}).") from None
     if not isinstance(found, dict):

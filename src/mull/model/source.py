@@ -12,6 +12,7 @@ import math
 import mmap
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +51,13 @@ class Source:
         self._maps: dict[Path, mmap.mmap] = {}
         self._check()
 
-    @property
+    @cached_property
     def dtype(self) -> str:
-        """What most numbers are: f32, f16, bf16 or fp8."""
+        """fp8 if anything is, else what most numbers are: f32, f16 or bf16."""
         sizes: Counter[str] = Counter()
         for place in self.places:
-            info = self.found[place.theirs]
-            sizes[NAMES.get(info.dtype, "fp8")] += math.prod(info.shape)
-        return sizes.most_common(1)[0][0]
+            sizes[self.found[place.theirs].dtype] += math.prod(self.found[place.theirs].shape)
+        return "fp8" if "F8_E4M3" in sizes else NAMES[sizes.most_common(1)[0][0]]
 
     def raw(self, name: str) -> Tensor:
         """A tensor as it is in its file; not to be written to."""
@@ -130,10 +130,11 @@ class Source:
                 f"{info.file} holds FP8 weights, but {self.folder}/config.json does not say in "
                 "quantization_config.weight_block_size how large their blocks are."
             )
-        if scale.dtype not in SCALES or len(shape) != 2 or scale.shape != grid(info.shape, self.block):
+        needed = list(grid(info.shape, self.block)) if len(shape) == 2 else "a matrix"
+        if scale.dtype not in SCALES or list(scale.shape) != needed:
             raise UserError(
                 f"{scale.file}: {name + SCALE} is {scale.dtype} {list(scale.shape)}; blocks of "
-                f"{self.block[0]}x{self.block[1]} in {list(shape)} need {list(grid(info.shape, self.block))}."
+                f"{self.block[0]}x{self.block[1]} in {list(shape)} need {needed}, of {', '.join(SCALES)}."
             )
 
     def _check_tied(self, head: TensorInfo) -> None:
