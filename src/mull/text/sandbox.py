@@ -26,7 +26,7 @@ import jinja2
 from jinja2 import nodes, pass_context
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
-from jinja2.filters import do_indent
+from jinja2.filters import do_indent, make_attrgetter
 from jinja2.parser import Parser
 from jinja2.runtime import Context, LoopContext, Macro, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -65,13 +65,13 @@ class Exhausted(Exception):  # noqa: N818 - said to the user as a sentence, not 
 
 
 class Budget:
-    """What one rendering may use: `size` characters made in all, `seconds` of time."""
+    """What one rendering may use: `size` characters made in all, and SECONDS of time."""
 
-    def __init__(self, size: int, seconds: float = SECONDS):
-        self.left, self.end = size, time.monotonic() + seconds
+    def __init__(self, size: int):
+        self.left, self.end = size, time.monotonic() + SECONDS
 
     def spend(self, size: int) -> None:
-        self.left -= size
+        self.left -= max(size, 0)  # whatever a template gives for a width, it gains nothing
         if self.left < 0:
             raise Exhausted("it makes more text than a conversation could need")
         if time.monotonic() > self.end:
@@ -138,6 +138,13 @@ class Sandbox(ImmutableSandboxedEnvironment):
                 return attr in names
         ours = isinstance(obj, LoopContext | Macro | Namespace | Undefined)
         return ours and super().is_safe_attribute(obj, attr, value)
+
+    def call_filter(self, name: str, *args: Any, **named: Any) -> Any:
+        """A filter that is called by its name, as `map` does; the guard's own are not for templates."""
+        return super().call_filter(name.strip(), *args, **named)
+
+    def call_test(self, name: str, *args: Any, **named: Any) -> Any:
+        return self._timed(super().call_test(name, *args, **named))
 
     def wrap_str_format(self, value: Any) -> None:
         """str.format is no attribute that can be reached."""
@@ -231,7 +238,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def _join(self, value: Any, d: str = "", attribute: Any = None) -> str:
         parts = list(value)
         if attribute is not None:
-            parts = [self.getitem(part, attribute) for part in parts]
+            parts = [*map(make_attrgetter(self, attribute), parts)]
         self.budget.spend(self.budget.measure(parts) + self.budget.measure(d) * len(parts))
         return str(d).join(map(str, parts))
 
