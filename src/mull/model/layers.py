@@ -53,8 +53,10 @@ class SwiGLU(nn.Module):
 
 
 def rotary_frequencies(cfg: ModelConfig) -> Tensor:
-    """Angle per position of each rotary pair, [R/2], fp32. Context extensions slow the slow pairs down."""
-    half = torch.arange(0, cfg.rotary_dim, 2, dtype=torch.float32) / cfg.rotary_dim
+    """Angle per position of each rotary pair, [R/2], fp32, on the CPU whatever the default device: on the meta device
+    arange loads torch's compiler, which takes a second. Context extensions slow the slow pairs down.
+    """
+    half = torch.arange(0, cfg.rotary_dim, 2, dtype=torch.float32, device="cpu") / cfg.rotary_dim
     frequency = 1.0 / cfg.rope_theta**half
     if cfg.yarn is not None:
         return _yarn(frequency, cfg.yarn, cfg.rope_theta)
@@ -73,7 +75,7 @@ def _yarn(frequency: Tensor, yarn: Yarn, theta: float) -> Tensor:
     if yarn.truncate:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, 2 * pairs - 1)
-    ramp = torch.arange(pairs, dtype=torch.float32).sub(low).div((high - low) or 1e-3).clamp(0, 1)
+    ramp = torch.arange(pairs, dtype=torch.float32, device="cpu").sub(low).div((high - low) or 1e-3).clamp(0, 1)
     return frequency / yarn.factor * ramp + frequency * (1 - ramp)
 
 

@@ -60,7 +60,8 @@ class Transformer(nn.Module):
     def __init__(self, cfg: ModelConfig):
         super().__init__()
         self.cfg = cfg
-        self.embed = nn.Embedding(cfg.vocab, cfg.width)
+        # no numbers are drawn: on the meta device that loads torch's compiler, which takes a second
+        self.embed = nn.Embedding.from_pretrained(torch.zeros(cfg.vocab, cfg.width), freeze=False)
         self.blocks = nn.ModuleList(Block(cfg, layer) for layer in range(cfg.layers))
         self.norm = RMSNorm(cfg.width, cfg.eps)
         self.head = Linear(cfg.width, cfg.vocab, bias=False)

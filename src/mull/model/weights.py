@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mull.formats.safetensors import MTP, SHARD, Planned, write_file, write_folder
 from mull.model.config import ModelConfig
@@ -63,7 +63,12 @@ def _load_gguf(path: Path, device: torch.device | str) -> Transformer:
 
 def allocate(cfg: ModelConfig, device: torch.device | str = "cpu") -> Transformer:
     """A model with room for numbers that are still to be read; what no file holds, the rotary table, is there."""
-    model = skeleton(cfg).to_empty(device=torch.device(device))
+    model = skeleton(cfg)
+    for module in model.modules():  # as to_empty would, which loads torch's symbolic shapes: half a second
+        own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+        for name, tensor in own:
+            empty = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+            setattr(module, name, nn.Parameter(empty) if isinstance(tensor, nn.Parameter) else empty)
     if cfg.tied:
         model.head.weight = model.embed.weight
     model.rotary = Rotary(cfg).to(device)
