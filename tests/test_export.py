@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from small import MOE, SHAPES, chat, in_memory, model_of, tokens_of  # noqa: F401
-from test_weights import loaded, same, shard, transformers  # noqa: F401
+from test_weights import loaded, peak_of, same, save_large, shard, transformers  # noqa: F401
 from torch import Tensor
 
 from mull.export import COPIED, export
@@ -183,26 +183,32 @@ def test_what_says_how_to_speak_is_copied(tmp_path: Path) -> None:
     """Tokenizer, template, generation settings and licence to the byte; config.json but for what is no longer true."""
     source = saved(tmp_path / "m")
     (source / "LICENSE").write_text("Do as you please.")
+    (source / "USE_POLICY.md").write_text("But kindly.")
+    (source / "README.md").write_text("---\nlicense: mit\n---\n# A model of its own\n")
     (source / "pytorch_model.bin").write_bytes(b"never opened")
     path = source / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": {"AutoModel": "x.Y"}, "mine": 3}))
     out = export(source, "hf", tmp_path / "out", "bf16")
-    for name in (name for name in COPIED if (source / name).exists()):
+    for name in [name for name in COPIED if (source / name).exists()] + ["LICENSE", "USE_POLICY.md"]:
         assert (out / name).read_bytes() == (source / name).read_bytes(), name
     config = json.loads((out / "config.json").read_text())
     assert config["mine"] == 3
     assert "auto_map" not in config
     assert {path.name for path in out.iterdir()} == {
-        "README.md", "LICENSE", "chat_template.jinja", "config.json", "generation_config.json", "model.safetensors",
-        "mtp.safetensors", "tokenizer.json", "tokenizer_config.json",
+        "README.md", "SOURCE.md", "LICENSE", "USE_POLICY.md", "chat_template.jinja", "config.json",
+        "generation_config.json", "model.safetensors", "mtp.safetensors", "tokenizer.json", "tokenizer_config.json",
     }  # fmt: skip
+    assert (out / "SOURCE.md").read_bytes() == (source / "README.md").read_bytes()
+    assert 'license: "mit"' in (out / "README.md").read_text()
+    assert "[SOURCE.md](SOURCE.md)" in (out / "README.md").read_text()
 
 
-def test_a_link_out_of_the_folder_is_not_copied(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["LICENSE", "README.md", "special_tokens_map.json"])
+def test_a_link_out_of_the_folder_is_not_copied(name: str, tmp_path: Path) -> None:
     """An export could be published: a stranger's directory must not put the reader's own files into it."""
     source = saved(tmp_path / "m")
     (tmp_path / "secret").write_text("mine")
-    (source / "LICENSE").symlink_to(tmp_path / "secret")
+    (source / name).symlink_to(tmp_path / "secret")
     with pytest.raises(UserError, match="link out of its folder"):
         export(source, "hf", tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "secret"]
@@ -320,3 +326,11 @@ def test_the_cards_own_lines_run(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("<|im_start|>user\nWhat is 12 * 34?")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bf16", "fp8", "f16"])
+def test_an_export_takes_a_tensors_memory_not_the_models(dtype: str, tmp_path: Path) -> None:
+    save_large(tmp_path / "large")
+    then = f"export(folder, 'hf', folder.with_name(folder.name + '-out'), '{dtype}')"
+    assert peak_of(then, saved(tmp_path / "small"), tmp_path / "large") < 40e6

@@ -464,17 +464,18 @@ def test_only_pickles(saved: Path) -> None:
         load_model(saved)
 
 
-MEASURE = """
-import json, re, sys, threading, time
+PEAK = """
+import re, sys, threading, time
 from pathlib import Path
-import torch
+from mull.export import export
 from mull.model.weights import load_model
 
 def anonymous():
     return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 
-load_model(Path(sys.argv[1]))  # a small one first: what importing and starting take is not the weights'
-before, peak, over = anonymous(), 0, threading.Event()
+folder = Path(sys.argv[1])
+{then}  # with a small one first: what importing and starting take is not the weights'
+folder, before, peak, over = Path(sys.argv[2]), anonymous(), 0, threading.Event()
 
 def watch():
     global peak
@@ -484,15 +485,29 @@ def watch():
 
 thread = threading.Thread(target=watch)
 thread.start()
-begun = time.perf_counter()
-model = load_model(Path(sys.argv[2]))
-seconds = time.perf_counter() - begun
+kept = {then}
 over.set()
 thread.join()
-size = sum(p.numel() * p.element_size() for p in model.parameters())
-print(json.dumps({"size": size, "peak": max(peak, anonymous()) - before, "seconds": seconds}))
+print(max(peak, anonymous()) - before)
 """
-LARGE = changed(MOE, width=512, ffn=4096, expert_ffn=1024, experts=8)
+
+
+def peak_of(then: str, small: Path, large: Path) -> int:
+    """Bytes of anonymous memory that `then`, said of a `folder`, takes at most, in a process of its own."""
+    words = [sys.executable, "-c", PEAK.replace("{then}", then), str(small), str(large)]
+    return int(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+
+
+LARGE = changed(MOE, width=512, ffn=4096, expert_ffn=1024, experts=8)  # 200 MB; its largest tensor has 8
+
+
+def save_large(folder: Path) -> int:
+    """Returns the bytes of its numbers."""
+    large = allocate(LARGE)
+    for tensor in large.state_dict().values():
+        tensor.fill_(0.02)
+    save_model(folder, large, chat())
+    return sum(p.numel() * p.element_size() for p in large.parameters())
 
 
 @pytest.mark.parametrize(
@@ -504,24 +519,16 @@ LARGE = changed(MOE, width=512, ffn=4096, expert_ffn=1024, experts=8)
     ],
 )
 def test_reading_takes_the_models_memory_and_little_more(kind: str, saved: Path, tmp_path: Path) -> None:
-    """Peak anonymous memory while a model of 200 MB is read, in a process of its own."""
     folder = tmp_path / "large"
-    large = allocate(LARGE)
-    for tensor in large.state_dict().values():
-        tensor.fill_(0.02)
-    save_model(folder, large, chat())
+    size = save_large(folder)
     if kind == "shards of fp8":
         to_fp8(folder, (128, 128))
     elif kind == "shards of bf16":
         rewrite(folder, lambda t: t.update({name: tensor.bfloat16() for name, tensor in t.items()}))
     if kind != "one file of fp32":
         shard(folder)
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(saved), str(folder)], capture_output=True, text=True, check=True
-    )
-    found = json.loads(done.stdout)
-    assert found["size"] > 180e6
-    assert 0.9 < found["peak"] / found["size"] < 1.15
+    assert size > 180e6
+    assert 0.9 < peak_of("load_model(folder)", saved, folder) / size < 1.15
 
 
 @settings(max_examples=60, deadline=None)

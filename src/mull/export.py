@@ -42,9 +42,10 @@ GGUF_DTYPES = ("f32", "f16", "bf16", "q8_0")
 # what a source says of how to speak with the model, and under which terms
 COPIED = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json", "generation_config.json", "LICENSE",
-    "LICENSE.txt", "LICENSE.md", "NOTICE",
+    "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json", "generation_config.json",
 )  # fmt: skip
+TERMS = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
+CARD, SOURCE_CARD = "README.md", "SOURCE.md"  # ours, and beside it the one that the source had
 STRANGE = ("auto_map", "quantization_config", "compression_config", "dtype", "torch_dtype")  # written anew, or not
 
 
@@ -92,10 +93,9 @@ def _to_hf(located: Located, out: Path, dtype: str | None, shard: int) -> Path:
             dtype, cfg = dtype or source.dtype, source.cfg
             write_weights(part, source.places, _copied(source, dtype), shard)
             _copy_texts(source, part, dtype)
-        origin = _origin(located)
         write_card(
-            part / "README.md", located.name, cfg, dtype, origin, run=located.run,
-            llama_cpp=family_of(cfg) in ARCHITECTURE,
+            part / CARD, located.name, cfg, dtype, _origin(located), run=located.run,
+            llama_cpp=family_of(cfg) in ARCHITECTURE, source=_copy_card(located, part),
         )  # fmt: skip
         sync_all(part)
         part.rename(out)
@@ -135,9 +135,18 @@ def _copy_texts(source: Source, part: Path, dtype: str) -> None:
     if dtype == source.dtype == "fp8":
         now["quantization_config"] = raw["quantization_config"]
     write_json(part / "config.json", kept | now)
-    for name in COPIED:
+    terms = [path.name for pattern in TERMS for path in source.folder.glob(pattern)]
+    for name in (*COPIED, *terms):
         if (source.folder / name).is_file():
             shutil.copyfile(inside(source.folder, name), part / name)
+
+
+def _copy_card(located: Located, part: Path) -> str:
+    """What the source says of itself, kept beside our card. Returns the file's name, or nothing if it says nothing."""
+    if not (located.folder / CARD).is_file():
+        return ""
+    shutil.copyfile(inside(located.folder, CARD), part / SOURCE_CARD)
+    return SOURCE_CARD
 
 
 def _to_gguf(located: Located, out: Path, dtype: str | None) -> Path:
@@ -147,18 +156,19 @@ def _to_gguf(located: Located, out: Path, dtype: str | None) -> Path:
     if dtype is None and found.suffix != ".gguf" and (own := Source(found).dtype) in GGUF_DTYPES:
         dtype = own
     model, chat = load_model(found, mtp=False), Chat.load(found)
-    alone = out.suffix == ".gguf"
 
-    def write(file: Path, card: Path) -> None:
+    def write(file: Path, card: Path, source: str) -> None:
         write_gguf(file, model, chat, cast(Dtype, dtype or "f32"))
-        write_card(card, located.name, model.cfg, dtype or "f32", origin, run=located.run, file=file.name)
+        write_card(
+            card, located.name, model.cfg, dtype or "f32", origin, run=located.run, file=file.name, source=source
+        )  # fmt: skip
 
-    if alone:
-        write(out, out.with_suffix(".md"))
+    if out.suffix == ".gguf":
+        write(out, out.with_suffix(".md"), "")
         return out
     file = f"{located.name}-{dtype or 'f32'}.gguf"
     with beside(out) as part:
-        write(part / file, part / "README.md")
+        write(part / file, part / CARD, _copy_card(located, part))
         sync_all(part)
         part.rename(out)
     sync(out.parent)

@@ -92,19 +92,18 @@ def _many(values: object, pattern: re.Pattern[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found for value in given[:100] if (found := _one(value, pattern))))
 
 
-def write_card(
-    path: Path, name: str, cfg: ModelConfig, dtype: str, origin: Origin, *, run: Path | None = None, file: str = "",
-    llama_cpp: bool = True,
-) -> None:  # fmt: skip
-    """The card of model `name`, of the run `run` if it has one. `file` is the GGUF file, if that is what it describes;
-    `llama_cpp` says whether such a file can be made of the model."""
-    path.write_text(card(name, cfg, dtype, origin, run=run, file=file, llama_cpp=llama_cpp), encoding="utf-8")
+def write_card(path: Path, *about: Any, **more: Any) -> None:
+    """`card` of the same arguments, into a file."""
+    path.write_text(card(*about, **more), encoding="utf-8")
 
 
 def card(
     name: str, cfg: ModelConfig, dtype: str, origin: Origin, *, run: Path | None = None, file: str = "",
-    llama_cpp: bool = True,
+    llama_cpp: bool = True, source: str = "",
 ) -> str:  # fmt: skip
+    """The card of model `name`, of the run `run` if it has one. `file` is the GGUF file, if that is what it describes;
+    `llama_cpp` says whether such a file can be made of the model; `source` is the file beside it with the source's own
+    card, if it had one."""
     environment = Environment(
         loader=PackageLoader("mull", "report"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
@@ -113,6 +112,7 @@ def card(
     context: dict[str, Any] = {
         "name": name, "cfg": cfg, "family": family_of(cfg), "size": parameters(cfg), "dtype": dtype, "origin": origin,
         "cache": cache_bytes(cfg, 2), "file": file, "llama_cpp": llama_cpp, "words": words,
+        "source": source,
         "base": [origin.itself] if origin.itself else list(origin.base_model),
         "made": _made(run, name) if run else None,
     }  # fmt: skip
