@@ -218,6 +218,7 @@ def test_a_link_out_of_the_folder_is_not_copied(name: str, tmp_path: Path) -> No
     ("to", "out", "dtype", "said"),
     [
         ("hf", "m", None, "there already"),
+        ("hf", "/", None, "give the new directory a name"),
         ("hf", "m/config.json", None, "there already"),
         ("gguf", "m", None, "there already"),
         ("hf", "new", "q8_0", "for hf there are f32, f16, bf16, fp8"),

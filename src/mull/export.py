@@ -69,6 +69,8 @@ def export(
 
 
 def _check(to: str, out: Path, dtype: str | None) -> None:
+    if not out.name:
+        raise UserError(f"--out {out}: give the new directory a name.")
     dtypes = tuple(DTYPES) if to == "hf" else GGUF_DTYPES
     if dtype is not None and dtype not in dtypes:
         raise UserError(f"--dtype {dtype}: for {to} there are {', '.join(dtypes)}.")
@@ -158,10 +160,14 @@ def _to_gguf(located: Located, out: Path, dtype: str | None) -> Path:
     model, chat = load_model(found, mtp=False), Chat.load(found)
 
     def write(file: Path, card: Path, source: str) -> None:
-        write_gguf(file, model, chat, cast(Dtype, dtype or "f32"))
         write_card(
             card, located.name, model.cfg, dtype or "f32", origin, run=located.run, file=file.name, source=source
         )  # fmt: skip
+        try:
+            write_gguf(file, model, chat, cast(Dtype, dtype or "f32"))
+        except BaseException:
+            card.unlink()
+            raise
 
     if out.suffix == ".gguf":
         write(out, out.with_suffix(".md"), "")
