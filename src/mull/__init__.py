@@ -15,7 +15,8 @@ __version__ = "0.1.0"
 
 
 def load(path: str | PathLike[str], device: str = "auto", exact: bool = False) -> Model:
-    """A model that answers: of a model directory, a run (its result), or one model of a run ("runs/demo:student").
+    """A model that answers: a run's result, one model of a run ("runs/demo:student"), a model directory, a GGUF file,
+    or one that has been pulled ("smollm2", "org/name").
 
     With `exact` an answer has the same bits in any company and order; it is slower, most of all for one question.
 

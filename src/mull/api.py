@@ -42,7 +42,7 @@ class Model:
             raise UserError(f"Exact answers have been checked on CPUs only, not on {where.type}; give the device cpu.")
         self.located, self.folder = located, located.folder
         self.chat = Chat.load(located.folder)
-        self.engine = LocalEngine(load_model(located.folder, where).exactly(exact), self.chat)
+        self.engine = LocalEngine(load_model(located.folder, where, mtp=False).exactly(exact), self.chat)
         self.config: ModelConfig = self.engine.model.cfg
 
     @classmethod

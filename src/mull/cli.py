@@ -258,7 +258,10 @@ def info(
     model: Annotated[str, typer.Argument(metavar="MODEL", help=f"{MODEL[:-1]}; or a bare config.json.")],
     as_json: Json = False,
 ) -> None:
-    """Sizes of a model and what it takes to serve; what a run has done, made and cost. No weights are read."""
+    """Sizes of a model; what a run has done, made and cost.
+
+    No weights are read. Of a model, also what it takes to serve.
+    """
     from mull.console import print_info, print_json
     from mull.describe import describe
 
@@ -276,7 +279,10 @@ def pull(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Fetch a published model, once; without NAME, list those that are here. Prints where it is."""
+    """Fetch a published model, once; without NAME, list what is here.
+
+    Prints where it is. Files are checked; what was cut off goes on where it stopped.
+    """
     from mull import hub
     from mull.console import print_json, print_names
     from mull.model.families import read_config
@@ -304,7 +310,10 @@ def export(
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="A new directory; NAME-hf or NAME-gguf if none.")] = None,
 ) -> None:
-    """Write a model for other programs, with a model card. Prints where it is."""
+    """Write a model for other programs, with a model card.
+
+    Prints where it is. Nothing is overwritten.
+    """
     from mull.export import export as write
     from mull.locate import locate
 

@@ -16,6 +16,7 @@ from mull.api import Model, Options
 from mull.console import error_console, print_json
 from mull.ledger import money
 from mull.report.words import flops
+from mull.text.tokenizer import END_THINK
 from mull.types import Completion, Delta, Message, UserError
 
 HELP = """\
@@ -82,7 +83,7 @@ def tally(model: Model, completion: Completion, console: Console) -> None:
     bill = model.price(completion)
     parts += [flops(bill.flops), money(bill.usd)]
     if completion.finish == "length":
-        thinking = "" if completion.text else ", still thinking"
+        thinking = ", still thinking" if completion.reasoning and not completion.text else ""
         parts.append(f"cut off{thinking}: --max-tokens or the model's length ({model.config.max_length}) is reached")
     console.print(Text("  ".join(parts), style="cyan"), soft_wrap=True)
 
@@ -124,7 +125,8 @@ class Conversation:
         completion = speak(self.model.stream(asked, **self.options), self.console)
         tally(self.model, completion, self.console)
         if self.remember:
-            self.turns = [*asked, Message("assistant", completion.text)]
+            said = Message("assistant", completion.text, completion.reasoning or None)
+            self.turns = [*asked, said]  # whether the model sees its thoughts again is its template's to say
 
     def command(self, line: str) -> None:
         match line.split():
@@ -133,6 +135,8 @@ class Conversation:
             case ["/reset"]:
                 self.turns = []
                 self.say("The conversation is forgotten.")
+            case ["/think", "on"] if END_THINK not in (self.model.chat.template or ""):
+                raise UserError("This model's chat template knows no thinking; it answers at once.")
             case ["/think", "on" | "off" as way]:
                 self.options["thinking"] = way == "on"
                 self.say("Thinks before it answers." if way == "on" else "Answers at once.")
