@@ -1,70 +1,68 @@
-"""llama.cpp (prebuilt, as xllamacpp) as an oracle: greedy tokens of GGUF files, with every token's log-probability.
-
-Its server answers in text and leaves out tokens that end inside a character; `speakable` makes a model that never
-chooses one. Keys and values are kept in fp32 and attention is plain, so that what differs is the order of sums alone.
-"""
+"""llama.cpp as an oracle of tokenisation: GGUF files that are hardly more than a vocabulary, and its server's ids."""
 
 from __future__ import annotations
 
-import random
-from dataclasses import dataclass
+import json
+import urllib.request
 from pathlib import Path
+from typing import Any
 
-import pytest
-import torch
-from small import VOCAB, chat
-
-from mull.model.transformer import Transformer
-
-xllamacpp = pytest.importorskip("xllamacpp")
+import gguf
+import numpy as np
 
 
-@dataclass(frozen=True)
-class Said:
-    tokens: list[int]
-    logprobs: list[dict[int, float]]  # of each, over the vocabulary
+def write_vocabulary(path: Path, metadata: dict[str, Any], template: str | None = None) -> None:
+    """A llama of one layer and no knowledge, with the tokenizer that `metadata` describes."""
+    size = len(metadata["tokenizer.ggml.tokens"])
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(4096)
+    writer.add_embedding_length(32)
+    writer.add_block_count(1)
+    writer.add_feed_forward_length(32)
+    writer.add_head_count(1)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_rope_dimension_count(32)
+    for key, value in metadata.items():
+        match value:
+            case str():
+                writer.add_string(key, value)
+            case bool():
+                writer.add_bool(key, value)
+            case int():
+                writer.add_uint32(key, value)
+            case list():
+                writer.add_array(key, value)
+    if template is not None:
+        writer.add_chat_template(template)
+    shapes = {"token_embd": (size, 32), "output": (size, 32), "output_norm": (32,)}
+    shapes |= {f"blk.0.{name}_norm": (32,) for name in ("attn", "ffn")}
+    shapes |= {f"blk.0.attn_{name}": (32, 32) for name in ("q", "k", "v", "output")}
+    shapes |= {f"blk.0.ffn_{name}": (32, 32) for name in ("gate", "up", "down")}
+    for name, shape in shapes.items():
+        writer.add_tensor(f"{name}.weight", np.zeros(shape, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 class LlamaCpp:
-    """Raises RuntimeError for a file that llama.cpp does not load."""
+    """llama.cpp's server over a file, for as long as this object lives."""
 
-    def __init__(self, path: Path, context: int = 256):
-        ask = xllamacpp.CommonParams()
-        ask.model.path = str(path)
-        ask.n_ctx, ask.n_parallel, ask.cache_ram_mib = context, 1, 0
-        ask.cpuparams.n_threads = ask.cpuparams_batch.n_threads = 1
-        ask.cache_type_k = ask.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
-        ask.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        ask.warmup = ask.fit_params = False
-        ask.verbosity = 0
-        self.server = xllamacpp.Server(ask)
+    def __init__(self, path: Path):
+        import xllamacpp
 
-    def greedy(self, prompt: list[int], count: int, probabilities: int = 1) -> Said:
-        """Up to `count` tokens, the end of a turn included; `probabilities` of each are told, the likeliest first."""
-        answer = self.server.handle_completions({
-            "prompt": prompt, "n_predict": count, "temperature": 0, "n_probs": probabilities, "cache_prompt": False,
-        })  # fmt: skip
-        content = answer["choices"][0]["logprobs"]["content"]
-        return Said(
-            [one["id"] for one in content],
-            [{other["id"]: other["logprob"] for other in one["top_logprobs"]} for one in content],
-        )
+        params = xllamacpp.CommonParams()
+        params.model.path = str(path)
+        params.n_ctx, params.n_gpu_layers, params.n_parallel, params.cpuparams.n_threads = 256, 0, 1, 1
+        params.warmup, params.verbosity = False, -1
+        self.server = xllamacpp.Server(params)
 
-
-def speakable() -> list[int]:
-    """Ids whose text is whole characters, and that end nothing."""
-    tokenizer = chat().tokenizer
-    return [i for i in range(5, VOCAB) if tokenizer.decode([i]).isascii()]
-
-
-def limit_to_speakable(model: Transformer) -> Transformer:
-    """All other tokens get the logit 0, which is never the largest where logits spread."""
-    silent = sorted(set(range(model.cfg.vocab)) - set(speakable()))
-    with torch.no_grad():
-        model.head.weight[silent] = 0
-    return model
-
-
-def prompts(count: int, length: int = 24) -> list[list[int]]:
-    draw, ids = random.Random(0), speakable()
-    return [draw.choices(ids, k=length + i % 9) for i in range(count)]
+    def ids(self, text: str, special: bool = False) -> list[int]:
+        asked = {"content": text, "add_special": False, "parse_special": special}
+        request = urllib.request.Request(
+            f"{self.server.listening_address}/tokenize", json.dumps(asked).encode(),
+            {"Content-Type": "application/json"},
+        )  # fmt: skip
+        with urllib.request.urlopen(request) as response:
+            return json.load(response)["tokens"]

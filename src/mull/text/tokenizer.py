@@ -210,7 +210,7 @@ def _read(path: Path) -> tokenizers.Tokenizer:
     except BaseException as error:  # the library raises bare Exception, and where it panics not even that
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise UserError(f"{path} cannot be read: {error}.") from None
+        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}.") from None
 
 
 def _declared_ends(folder: Path) -> list[int]:

@@ -83,6 +83,8 @@ def tokenizer_of(metadata: Mapping[str, Any], where: str) -> Tokenizer:
     tokens = _list(metadata, "tokens", str, where)
     types = _list(metadata, "token_type", int, where) if PREFIX + "token_type" in metadata else [NORMAL] * len(tokens)
     merges = [tuple(merge.split(" ")) for merge in _list(metadata, "merges", str, where)]
+    if (odd := next((merge for merge in merges if len(merge) != 2), None)) is not None:
+        raise UserError(f"{where} is damaged: the merge {' '.join(odd)[:60]!r} is not of two tokens.")
     vocab = {token: i for i, token in enumerate(tokens)}
     if len(vocab) < len(tokens):
         twice = next(token for i, token in enumerate(tokens) if vocab[token] != i)
