@@ -104,6 +104,11 @@ def test_fp8_is_as_deepseek_publishes_it(
         else:
             assert kind == "BF16", tensor
     config = json.loads((out / "config.json").read_text())
+    kept = {
+        tensor.removesuffix(".weight") for tensor in kinds if tensor.endswith(("lm_head.weight", "mlp.gate.weight"))
+    }
+    kept |= {tensor.removesuffix(".weight") for tensor in kinds if tensor.endswith("eh_proj.weight")}
+    assert set(config["quantization_config"].pop("modules_to_not_convert")) == kept
     assert config["quantization_config"] == {
         "quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128],
     }  # fmt: skip

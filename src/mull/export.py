@@ -133,7 +133,7 @@ def _copy_texts(source: Source, part: Path, dtype: str) -> None:
     """config.json, true to the tensors beside it and without links to code that is not here; the rest as it is."""
     raw = raw_config(source.folder)
     kept = {key: value for key, value in raw.items() if key not in STRANGE}
-    now = dtype_config(dtype)
+    now = dtype_config(source.cfg, dtype)
     if dtype == source.dtype == "fp8":
         now["quantization_config"] = raw["quantization_config"]
     write_json(part / "config.json", kept | now)

@@ -30,6 +30,7 @@ from mull.types import UserError, sync
 
 DTYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16", "fp8": "F8_E4M3"}  # --dtype -> most of the tensors
 MATRICES = ("_proj.weight", "_proj_with_mqa.weight")  # of attention and feed-forward
+WIDE = ("lm_head.weight", "mlp.gate.weight", "eh_proj.weight")  # matrices that FP8 leaves as they are
 
 
 def load_model(path: Path, device: torch.device | str = "cpu", mtp: bool = True) -> Transformer:
@@ -165,19 +166,25 @@ def write_config(folder: Path, cfg: ModelConfig, chat: Chat, dtype: str) -> None
     """config.json and generation_config.json."""
     tokenizer = chat.tokenizer
     ends = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos, "pad_token_id": tokenizer.pad}
-    config = config_to_hf(cfg) | ends | dtype_config(dtype)
+    config = config_to_hf(cfg) | ends | dtype_config(cfg, dtype)
     generation = ends | {"eos_token_id": list(tokenizer.stop_ids), "do_sample": False}
     write_json(folder / "config.json", config)
     write_json(folder / "generation_config.json", generation)
 
 
-def dtype_config(dtype: str) -> dict[str, Any]:
+def dtype_config(cfg: ModelConfig, dtype: str) -> dict[str, Any]:
     """What config.json says of the tensors beside it."""
     wide = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "fp8": "bfloat16"}[dtype]
     if dtype != "fp8":
         return {"torch_dtype": wide}
-    blocks = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": list(BLOCK)}
-    return {"torch_dtype": wide, "quantization_config": blocks}
+    kept = [place.theirs.removesuffix(".weight") for place in places(cfg) if place.theirs.endswith(WIDE)]
+    return {
+        "torch_dtype": wide,
+        "quantization_config": {
+            "quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": list(BLOCK),
+            "modules_to_not_convert": kept,
+        },
+    }  # fmt: skip
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
