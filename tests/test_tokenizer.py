@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import tempfile
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import TEXTS, VOCAB, chat
+from tokenizers import AddedToken
 
 from mull.text.tokenizer import QWEN2_SPLIT, SMALLEST, SPECIALS, Tokenizer
 from mull.types import UserError
@@ -137,9 +143,167 @@ def test_a_broken_file_is_a_user_error(text: str, tmp_path: Path) -> None:
         Tokenizer.load(tmp_path)
 
 
-def test_a_tokenizer_without_our_specials_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"holds no tokenizer\.json"):
+# Published tokenizers
+
+
+def letters() -> dict[str, int]:
+    return {c: i for i, c in enumerate(sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()))}
+
+
+def foreign(*added: AddedToken) -> tokenizers.Tokenizer:
+    """Bytes alone, and added tokens behind them."""
+    inner = tokenizers.Tokenizer(tokenizers.models.BPE(letters(), []))
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = tokenizers.decoders.ByteLevel()
+    inner.add_tokens([*added])
+    return inner
+
+
+def token(text: str, special: bool = True) -> AddedToken:
+    return AddedToken(text, special=special, normalized=False)
+
+
+def published_files(folder: Path, **files: object) -> Path:
+    added = [token("<s>"), token("</s>"), token("<|eot_id|>"), token("<think>", special=False), token("[PAD]")]
+    foreign(*added).save(str(folder / "tokenizer.json"))
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_what_begins_ends_and_fills_is_read_where_it_is_declared(tmp_path: Path) -> None:
+    config = {"bos_token": "<s>", "eos_token": {"content": "</s>", "special": True}, "pad_token": "[PAD]", "own": [1]}
+    folder = published_files(tmp_path, tokenizer_config=config, generation_config={"eos_token_id": [258]})
+    t = Tokenizer.load(folder)
+    assert (t.bos, t.eos, t.pad) == (256, 257, 260)
+    assert t.stop_ids == (258, 257)
+    assert not t.house
+    t.save(tmp_path / "again")
+    back = Tokenizer.load(tmp_path / "again")
+    assert back.config == config == t.config
+    assert back.inner.to_str() == t.inner.to_str()
+    assert back.stop_ids == (257, 258)  # declared nowhere now: by name
+
+
+@pytest.mark.parametrize(
+    ("files", "stops"),
+    [
+        ({"generation_config": {"eos_token_id": 257}}, (257,)),
+        ({"generation_config": {"eos_token_id": [257, 258]}, "config": {"eos_token_id": 256}}, (257, 258)),
+        ({"generation_config": {"eos_token_id": None}, "config": {"eos_token_id": 258}}, (258,)),
+        ({"config": {"eos_token_id": [258]}, "special_tokens_map": {"eos_token": "</s>"}}, (258, 257)),
+        ({}, (258, 257)),
+    ],
+)
+def test_what_ends_an_answer(files: dict[str, object], stops: tuple[int, ...], tmp_path: Path) -> None:
+    assert Tokenizer.load(published_files(tmp_path, **files)).stop_ids == stops
+
+
+@pytest.mark.parametrize("declared", ["x", [1, "x"], -1, 1.5, [True], {"a": 1}])
+def test_ends_that_are_no_ids_are_refused(declared: object, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"generation_config\.json: eos_token_id is"):
+        Tokenizer.load(published_files(tmp_path, generation_config={"eos_token_id": declared}))
+
+
+@pytest.mark.parametrize("text", ["[]", "{", "3", "\xff", "[" * 100_000])
+def test_configurations_that_are_no_objects_are_refused(text: str, tmp_path: Path) -> None:
+    (published_files(tmp_path) / "tokenizer_config.json").write_text(text, encoding="latin-1")
+    with pytest.raises(UserError, match=r"tokenizer_config\.json (cannot be read|holds no JSON object)"):
         Tokenizer.load(tmp_path)
-    tokenizers.Tokenizer(tokenizers.models.BPE()).save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(UserError, match=r"lacks <\|endoftext\|>"):
+
+
+@pytest.mark.parametrize("other", ["tokenizer.model", "vocab.json"])
+def test_a_folder_without_a_fast_tokenizer_is_told_so(other: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"holds no tokenizer\.json\.$"):
         Tokenizer.load(tmp_path)
+    (tmp_path / other).write_text("x")
+    with pytest.raises(UserError, match=rf"holds no tokenizer\.json, only {other}"):
+        Tokenizer.load(tmp_path)
+
+
+ODD = ["<s>", "<s><s>", "[PAD]", "[PAD", "AD]", "<", "[", "<|eot_id|>", "<|", "|>", "s>", "a", " ", "<<s>s>", "ö", "  "]
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(st.sampled_from(ODD)).map("".join))
+def test_no_added_token_can_be_written(text: str) -> None:
+    """Overlapping ones included; single letters and blanks, which some vocabularies add, are no structure."""
+    added = [token("<s>"), token("s>a"), token("[PAD]", special=False), token("<|eot_id|>"), token("<<s>")]
+    t = Tokenizer(foreign(*added, token("ö", special=False), token("  ", special=False)), {})
+    ids = t.encode(text)
+    assert not {*range(256, 256 + len(added))} & {*ids}
+    assert t.decode(ids) == text
+    assert ids.count(t.added["ö"]) == text.count("ö")
+    assert t.decode(t.encode(text, special=True)) == text
+
+
+def test_long_texts_are_searched_in_time() -> None:
+    """A vocabulary with thousands of added tokens, and texts that seem to begin one at every letter."""
+    t = Tokenizer(foreign(*(token(f"[PAD{i}]", special=False) for i in range(3000)), token("<|im_end|>")), {})
+    for text in ("<|im_" * 40_000, "[PAD" * 40_000, "word " * 40_000, "<|im_end|>" * 2_000):
+        begun = time.process_time()
+        assert not {*t.added.values()} & {*t.encode(text)}
+        assert time.process_time() - begun < 5
+
+
+def test_a_tokenizer_that_reads_structure_out_of_plain_text_is_refused() -> None:
+    inner = foreign()
+    inner.normalizer = tokenizers.normalizers.Lowercase()
+    inner.add_tokens([AddedToken("<end>", special=True, normalized=True)])
+    with pytest.raises(UserError, match="cannot use it safely"):
+        Tokenizer(inner, {}).encode("<END>")
+
+
+def test_a_blank_put_before_a_text_is_not_put_before_its_pieces() -> None:
+    """Tokenizers of SentencePiece's kind; the cut in "</s>" is no beginning of a text."""
+    inner = tokenizers.Tokenizer(
+        tokenizers.models.BPE({c: i for i, c in enumerate(["▁", "a", "<", "/", "s", ">", "\n"])}, [])
+    )
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(prepend_scheme="always")
+    inner.decoder = tokenizers.decoders.Metaspace()
+    inner.add_tokens([token("</s>")])
+    t = Tokenizer(inner, {"eos_token": "</s>"})
+    assert [inner.id_to_token(i) for i in t.encode("a</s>a")] == ["▁", "a", "<", "/", "s", ">", "a"]
+    assert t.decode(t.encode("a</s>a")) == "a</s>a"
+
+
+def test_documents_need_a_token_that_ends_them() -> None:
+    assert Tokenizer(foreign(token("</s>")), {"eos_token": "</s>"}).end_of_text == 256
+    assert Tokenizer(foreign(token("</s>"), token("<|end_of_text|>")), {"eos_token": "</s>"}).end_of_text == 257
+    with pytest.raises(UserError, match="no token that ends a text"):
+        _ = Tokenizer(foreign(), {}).end_of_text
+
+
+def test_a_limit_of_length_in_the_file_is_not_ours(tmp_path: Path) -> None:
+    inner = foreign()
+    inner.enable_truncation(4)
+    inner.enable_padding(length=9)
+    inner.save(str(tmp_path / "tokenizer.json"))
+    assert len(Tokenizer.load(tmp_path).encode("abcdefg")) == 7
+
+
+def test_a_file_of_hundreds_of_megabytes_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "tokenizer.json").open("wb") as file:
+        file.truncate(1 << 29)
+    with pytest.raises(UserError, match="536,870,912 bytes"):
+        Tokenizer.load(tmp_path)
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.data())
+def test_whatever_a_tokenizer_json_holds_it_loads_or_is_a_user_error(data: st.DataObject) -> None:
+    """Values of a good file replaced by others."""
+    raw = json.loads(foreign(token("<s>")).to_str())
+    at: Any = raw
+    while True:
+        keys = [*at] if isinstance(at, dict) else [*range(len(at))]
+        key = data.draw(st.sampled_from(keys))
+        if isinstance(at[key], dict | list) and at[key] and data.draw(st.booleans()):
+            at = at[key]
+            continue
+        at[key] = data.draw(st.sampled_from([None, 3, -1, 1 << 40, "x", "", [], {}, True, 1.5, "ByteLevel", [{}]]))
+        break
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "tokenizer.json").write_text(json.dumps(raw))
+        with contextlib.suppress(UserError):
+            Tokenizer.load(Path(folder)).encode("ab <s> é")
