@@ -24,7 +24,7 @@ from small import MOE, SHAPES, changed, chat, in_memory, model_of, tokens_of  # 
 
 from mull.data.sources import seed_of
 from mull.engine.engine import LocalEngine
-from mull.model.families import config_from_hf, config_to_hf, family_of, places, read_config
+from mull.model.families import config_to_hf, places
 from mull.model.transformer import Transformer
 from mull.model.weights import allocate, load_model, save_model
 from mull.ops.attention import Documents
@@ -148,12 +148,6 @@ def test_mtp_layers_have_their_published_names(tmp_path: Path) -> None:
     assert not any(name.startswith(f"model.layers.{ours.cfg.layers}") for name in answering)
 
 
-def test_families() -> None:
-    assert {name: family_of(SHAPES[name]) for name in ("mla", "moe", "llama", "qwen2", "gqa moe")} == {
-        "mla": "deepseek_v3", "moe": "deepseek_v3", "llama": "llama", "qwen2": "qwen2", "gqa moe": "glm4_moe",
-    }  # fmt: skip
-
-
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     save_model(tmp_path / "m", model_of(MOE), chat())
@@ -208,48 +202,6 @@ def test_a_model_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypat
     save_model(folder, model_of(MOE), chat())
     assert {inode for inode, named in done if not named} == {p.stat().st_ino for p in [*folder.iterdir(), folder]}
     assert done[-1] == (tmp_path.stat().st_ino, True)
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"model_type": "mixtral"}, "mixtral"),
-        ({"model_type": "deepseek_v2"}, "deepseek_v3"),
-        ({"hidden_act": "gelu"}, "hidden_act"),
-        ({"attention_bias": True}, "attention_bias"),
-        ({"rope_interleave": False}, "rope_interleave"),
-        ({"rope_scaling": {"rope_type": "longrope", "factor": 8.0}}, "longrope"),
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "low_freq_factor"),
-        ({"hidden_size": None}, "width|hidden_size"),
-        ({"num_experts_per_tok": 100}, "active_experts"),
-        ({"num_hidden_layers": "two"}, "num_hidden_layers = 'two' is no whole number"),
-        ({"num_hidden_layers": 2.5}, "num_hidden_layers"),
-        ({"num_attention_heads": 0}, "num_attention_heads"),
-        ({"first_k_dense_replace": None}, "first_k_dense_replace"),
-        ({"rope_scaling": "yarn"}, "rope_scaling"),
-        (
-            {"rope_scaling": {"rope_type": "yarn", "original_max_position_embeddings": 32}},
-            "yarn scaling lacks 'factor'",
-        ),
-        ({"rope_scaling": {"type": "yarn", "factor": "x", "original_max_position_embeddings": 32}}, "yarn.factor"),
-    ],
-    ids=str,
-)
-def test_what_mull_cannot_run_is_refused(change: dict, said: str) -> None:
-    with pytest.raises(UserError, match=said):
-        config_from_hf({**config_to_hf(MOE), **change}, "config.json")
-
-
-@pytest.mark.parametrize("text", ["", "[1, 2]", "{", "null", '{"model_type": "deepseek_v3"}'])
-def test_a_broken_config_is_a_user_error(text: str, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(text)
-    with pytest.raises(UserError, match=r"config\.json"):
-        read_config(tmp_path)
-
-
-def test_no_config_no_model(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no model directory"):
-        read_config(tmp_path)
 
 
 def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
