@@ -414,6 +414,7 @@ def test_a_base_model_holds_no_conversations(tmp_path: Path) -> None:
     assert base.template is None
     with pytest.raises(UserError, match="no chat template"):
         base.encode([Message("user", "x")])
+    assert base.parse(base.tokenizer.encode("goes on"), True) == ("", "goes on", True)
     base.save(tmp_path / "again")
     assert not (tmp_path / "again" / "chat_template.jinja").exists()
 

@@ -215,7 +215,7 @@ def test_templates_without_end_come_to_one_within_seconds_and_in_bounded_memory(
         "        Template(source).render([{'role': 'user', 'content': 'hi'}])\n"
         "    except UserError as error:\n"
         "        said = str(error)\n"
-        "    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "    peak = int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])\n"
         "    sandbox.SECONDS = 0.25\n"
         "    print(json.dumps([time.process_time() - begun, peak, said, source[:60]]))\n"
     )

@@ -274,6 +274,15 @@ def test_documents_need_a_token_that_ends_them() -> None:
         _ = Tokenizer(foreign(), {}).end_of_text
 
 
+@pytest.mark.parametrize("text", ["a" * 40, "\ud800"])
+def test_what_the_library_cannot_read_is_a_user_error(text: str) -> None:
+    """A pattern that backtracks for ever, which the library gives up after a while; half of a character."""
+    inner = foreign()
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex("(a+)+b"), "isolated")
+    with pytest.raises(UserError, match="cannot read the text"):
+        Tokenizer(inner, {}).encode(text)
+
+
 def test_a_limit_of_length_in_the_file_is_not_ours(tmp_path: Path) -> None:
     inner = foreign()
     inner.enable_truncation(4)

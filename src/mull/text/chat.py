@@ -133,9 +133,15 @@ class Chat:
         return self.tokenizer.join([text[a:b] for a, b in pairwise(ends)])
 
     def opens(self, thinking: bool) -> bool:
-        """Whether the prompt ends within a thought, so that the answer begins with the thinking."""
+        """Whether the prompt ends within a thought, so that the answer begins with the thinking.
+
+        Where the template refuses the shortest conversation, or there is none, it does not.
+        """
         if thinking not in self._opens:
-            text, _ = self._write([Message("user", "?")], thinking)
+            try:
+                text, _ = self._write([Message("user", "?")], thinking)
+            except UserError:
+                text = ""
             self._opens[thinking] = text.rstrip().endswith(THINK)
         return self._opens[thinking]
 

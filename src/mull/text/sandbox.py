@@ -71,7 +71,8 @@ class Budget:
         self.left, self.end = size, time.monotonic() + SECONDS
 
     def spend(self, size: int) -> None:
-        self.left -= max(size, 0)  # whatever a template gives for a width, it gains nothing
+        if size > 0:  # or a width below nothing would be a gain
+            self.left -= size
         if self.left < 0:
             raise Exhausted("it makes more text than a conversation could need")
         if time.monotonic() > self.end:
@@ -162,7 +163,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         spend, measure = self.budget.spend, self.budget.measure
-        if isinstance(left, int) and isinstance(right, int):
+        if operator == "+" and isinstance(left, str) and isinstance(right, str):
+            spend(len(left) + len(right))
+        elif isinstance(left, int) and isinstance(right, int):
             bits = {"*": left.bit_length() + right.bit_length(), "**": left.bit_length() * abs(right)}.get(operator, 0)
             if bits > BITS:
                 raise Exhausted("it computes with numbers of more than a thousand digits")
@@ -174,8 +177,6 @@ class Sandbox(ImmutableSandboxedEnvironment):
             if WIDE.search(left):
                 raise SecurityError("a width of hundreds in a % format")
             spend(measure(right) * left.count("%"))
-        elif operator == "+" and isinstance(left, str) and isinstance(right, str):
-            spend(len(left) + len(right))
         elif operator == "+":
             return self._made(left + right)
         return self.binop_table[operator](left, right)

@@ -80,9 +80,8 @@ class Tokenizer:
         byte_level = isinstance(self.inner.decoder, decoders.ByteLevel)
         letters = {i: t.content for i, t in tokens if byte_level and len(t.content) == 1 and not t.content.isascii()}
         self._letters = {i: text for i, text in letters.items() if self.inner.decode([i]) != text}
-        begun = self.inner.encode("\n", add_special_tokens=False).ids
-        after = self.inner.encode("\na", add_special_tokens=False).ids[len(begun) :]
-        self._lead = begun if after != self.inner.encode("a", add_special_tokens=False).ids else []
+        begun = self._read("\n")
+        self._lead = begun if self._read("\na")[len(begun) :] != self._read("a") else []
 
     @property
     def vocab_size(self) -> int:
@@ -129,7 +128,7 @@ class Tokenizer:
             instead = f", only {others[0]}; save its fast tokenizer there" if others else ""
             raise UserError(f"{folder} holds no tokenizer.json{instead}.")
         config = read_json(folder / "special_tokens_map.json") | read_json(folder / "tokenizer_config.json")
-        return cls(_read(path), config or None, _declared_ends(folder))
+        return cls(_from_file(path), config or None, _declared_ends(folder))
 
     def save(self, folder: Path) -> None:
         """tokenizer.json and tokenizer_config.json, as AutoTokenizer reads them; the first is written last."""
@@ -146,7 +145,7 @@ class Tokenizer:
     def encode(self, text: str, special: bool = False) -> list[int]:
         """Ids of `text`. Unless `special`, "<|im_end|>" and its like are plain characters: input cannot forge them."""
         if special:
-            return self.inner.encode(text, add_special_tokens=False).ids
+            return self._read(text)
         pieces, begin = [], 0
         for found in self.forgery.finditer(text):  # each is cut in two behind its first character
             pieces.append(text[begin : found.end()])
@@ -158,14 +157,19 @@ class Tokenizer:
 
     def join(self, pieces: Sequence[str]) -> list[int]:
         """Ids of a text in pieces, special tokens read in each but none across a cut."""
-        ids = self.inner.encode(pieces[0], add_special_tokens=False).ids
+        ids = self._read(pieces[0])
         for piece in pieces[1:]:
             # Tokenizers of SentencePiece's kind put a blank before a text; before the middle of one they must not.
             lead = len(self._lead)
-            made = self.inner.encode("\n" + piece if lead else piece, add_special_tokens=False).ids
-            whole = made[:lead] == self._lead
-            ids += made[lead:] if whole else self.inner.encode(piece, add_special_tokens=False).ids
+            made = self._read("\n" + piece if lead else piece)
+            ids += made[lead:] if made[:lead] == self._lead else self._read(piece)
         return ids
+
+    def _read(self, text: str) -> list[int]:
+        try:
+            return self.inner.encode(text, add_special_tokens=False).ids
+        except BaseException as error:  # a hostile pattern ends in the library's panic; a surrogate is no text
+            raise failure(error, "This tokenizer cannot read the text") from None
 
     def decode(self, ids: Sequence[int], special: bool = True) -> str:
         """Text of `ids`; special tokens are written out unless `special` is False."""
@@ -199,7 +203,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
-def _read(path: Path) -> tokenizers.Tokenizer:
+def _from_file(path: Path) -> tokenizers.Tokenizer:
     if path.stat().st_size > BIGGEST:
         raise UserError(f"{path} has {path.stat().st_size:,} bytes; a tokenizer of more than {BIGGEST:,} is not read.")
     try:
@@ -207,10 +211,14 @@ def _read(path: Path) -> tokenizers.Tokenizer:
         inner.no_truncation()
         inner.no_padding()
         return inner
-    except BaseException as error:  # the library raises bare Exception, and where it panics not even that
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}.") from None
+    except BaseException as error:
+        raise failure(error, f"{path} cannot be read") from None
+
+
+def failure(error: BaseException, said: str) -> BaseException:
+    """A UserError of what the library raises: bare Exception for anything, and where it panics not even that."""
+    ours = isinstance(error, Exception) or type(error).__name__ == "PanicException"
+    return UserError(f"{said}: {' '.join(str(error).split())}.") if ours else error
 
 
 def _declared_ends(folder: Path) -> list[int]:
@@ -225,4 +233,4 @@ def _declared_ends(folder: Path) -> list[int]:
     return []
 
 
-__all__ = ["ENDS", "QWEN2_SPLIT", "SMALLEST", "SPECIALS", "Tokenizer", "beginnings", "read_json"]
+__all__ = ["ENDS", "QWEN2_SPLIT", "SMALLEST", "SPECIALS", "Tokenizer", "beginnings", "failure", "read_json"]

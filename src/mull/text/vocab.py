@@ -15,7 +15,7 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
-from mull.text.tokenizer import ENDS, QWEN2_SPLIT, Tokenizer
+from mull.text.tokenizer import ENDS, QWEN2_SPLIT, Tokenizer, failure
 from mull.types import UserError
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = range(1, 6)  # token types; 6 is a byte, which byte-level BPE has not
@@ -93,8 +93,8 @@ def tokenizer_of(metadata: Mapping[str, Any], where: str) -> Tokenizer:
         raise UserError(f"{where} is damaged: {len(tokens)} tokens have {len(types)} types.")
     try:
         inner = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=kind.whole))  # pyright: ignore
-    except Exception as error:  # the library raises bare Exception for merges of or into no token
-        raise UserError(f"{where} is damaged: its merges do not fit its tokens ({error}).") from None
+    except BaseException as error:
+        raise failure(error, f"{where} is damaged: its merges do not fit its tokens") from None
     inner.normalizer = normalizers.NFC() if kind.nfc else None  # pyright: ignore
     inner.pre_tokenizer = _pre_tokenizer(kind)
     inner.decoder = decoders.ByteLevel()
