@@ -11,15 +11,18 @@ from typing import Any
 
 import pytest
 from conftest import content
+from small import GQA, chat, model_of
 
 from mull.config import build, fingerprint
 from mull.locate import locate
 from mull.model.config import PRESETS
+from mull.model.gguf_write import write_gguf
 from mull.run import Run
 from mull.stages import recipe
 from mull.stages.evaluate import EvaluateConfig
 from mull.stages.recipe import Recipe
 from mull.tasks import TASKS
+from mull.text.chat import Chat
 from mull.types import Message, Problem, UserError, read_rollouts
 
 
@@ -216,6 +219,20 @@ name = "smollm2"
     (tmp_path / "x.toml").write_text(text.replace('"smollm2"', '"smolm2"'))
     with pytest.raises(UserError, match=r"outside\.name: There is no model .* at smolm2\. Did you mean 'smollm2'\?"):
         recipe.load(str(tmp_path / "x.toml"), [])
+
+
+def test_a_model_that_knows_no_thinking_is_judged_at_once(tmp_path: Path):
+    """And its path stays as it is: files in the hub's cache are links to others, whose names say nothing."""
+    plain = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    write_gguf(tmp_path / "blob", model_of(GQA), Chat(chat().tokenizer, plain))
+    (tmp_path / "theirs.gguf").symlink_to(tmp_path / "blob")
+    how = {"seed": 0, "device": "cpu", "exact": False, "n": 1}
+    plan = recipe.examination(locate(tmp_path / "theirs.gguf"), ["gcd"], {}, thinking=[True, False], **how)
+    assert plan.stage[0].thinking == [False]
+    assert plan.outside == {"theirs": str(tmp_path / "theirs.gguf")}
+    write_gguf(tmp_path / "ours.gguf", model_of(GQA), chat())
+    plan = recipe.examination(locate(tmp_path / "ours.gguf"), ["gcd"], {}, thinking=[True, False], **how)
+    assert plan.stage[0].thinking == [True, False]
 
 
 def test_an_examination_is_a_recipe_of_one_stage(done: Path):

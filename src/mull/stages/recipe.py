@@ -30,7 +30,8 @@ from mull.stages.rl import RLConfig
 from mull.stages.sft import SFTConfig
 from mull.stages.stage import OWN, Context, Name
 from mull.tasks import TAUGHT, Split, find
-from mull.text.tokenizer import SMALLEST
+from mull.text.chat import Chat
+from mull.text.tokenizer import END_THINK, SMALLEST
 from mull.types import UserError
 
 STAGES: dict[str, Any] = {
@@ -246,14 +247,19 @@ def examination(
     found: Located, tasks: Sequence[str], size: Mapping[str, Any], *, seed: int, device: str, exact: bool,
     **options: Any,
 ) -> Recipe:  # fmt: skip
-    """The recipe of `mull eval`: one stage that judges a model from elsewhere. `options` are EvaluateConfig's."""
+    """The recipe of `mull eval`: one stage that judges a model from elsewhere. `options` are EvaluateConfig's.
+
+    A model whose chat template knows no thinking is judged at once only.
+    """
+    if END_THINK not in (Chat.load(found.folder).template or ""):
+        options["thinking"] = [False]
     name = re.sub(r"[^A-Za-z0-9_.-]", "-", found.name).lstrip(".-") or "model"
     stage = {"kind": "evaluate", "name": "eval" if name != "eval" else "exam", "models": [name]} | options
     stage["exams"] = [{"task": task, "size": dict(size)} for task in tasks]
     raw = {
         "name": "eval", "about": f"{found.name} on {', '.join(tasks)}", "seed": seed, "device": device,
         "exactness": "exact" if exact else "fast",
-        "rates": found.rates, "model": read_config(found.folder), "outside": {name: str(found.folder.resolve())},
+        "rates": found.rates, "model": read_config(found.folder), "outside": {name: str(found.folder.absolute())},
         "stage": [stage],
     }  # fmt: skip
     recipe = build(Recipe, raw, "mull eval")
