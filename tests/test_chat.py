@@ -169,7 +169,7 @@ def ids_of_theirs(name: str, messages: list[Message], tools: Any, thinking: bool
         if m.tool_calls:
             talk[-1]["tool_calls"] = [*m.tool_calls]
     return theirs(name).apply_chat_template(
-        talk, tools=tools, add_generation_prompt=True, enable_thinking=thinking, return_dict=False
+        talk, tools=tools, add_generation_prompt=True, enable_thinking=thinking, thinking=thinking, return_dict=False
     )
 
 

@@ -199,6 +199,24 @@ def test_what_ends_an_answer(files: dict[str, object], stops: tuple[int, ...], t
     assert Tokenizer.load(published_files(tmp_path, **files)).stop_ids == stops
 
 
+def test_tokens_that_only_the_configuration_adds_are_added(tmp_path: Path) -> None:
+    """As AutoTokenizer does."""
+    listed = {str(261 + i): {"content": text, "special": i == 0} for i, text in enumerate(["<|new|>", "<call>"])}
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "added_tokens_decoder": listed}
+    t = Tokenizer.load(published_files(tmp_path, tokenizer_config=config))
+    assert (t.added["<|new|>"], t.added["<call>"]) == (261, 262)
+    assert not {261, 262} & {*t.encode("<|new|><call>")}
+    auto = pytest.importorskip("transformers").AutoTokenizer.from_pretrained(tmp_path)
+    text = "a<|new|> <call>b<s>"
+    assert t.encode(text, special=True) == auto(text, add_special_tokens=False).input_ids
+
+
+@pytest.mark.parametrize("listed", [{"999": {"content": "<far>"}}, {"x": {}}, {"261": {}}, [3], 3, {"261": 5}])
+def test_tokens_that_cannot_be_added_are_refused(listed: object, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="tokenizer_config"):
+        Tokenizer.load(published_files(tmp_path, tokenizer_config={"added_tokens_decoder": listed}))
+
+
 @pytest.mark.parametrize("declared", ["x", [1, "x"], -1, 1.5, [True], {"a": 1}])
 def test_ends_that_are_no_ids_are_refused(declared: object, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"generation_config\.json: eos_token_id is"):

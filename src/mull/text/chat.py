@@ -113,9 +113,10 @@ class Chat:
             return self._said.sub(lambda found: found[0] + mark, text)
 
         shown = [_plain(message, sign, sign if self.house else sign_own) for message in messages]
-        text = compiled.render(
-            shown, prompt, tools=_signed(tools, sign) if tools else None, enable_thinking=thinking, **self._variables
-        )
+        text = compiled.render(  # enable_thinking is Qwen's and GLM's name for it, thinking DeepSeek's and Kimi's
+            shown, prompt, tools=_signed(tools, sign) if tools else None, enable_thinking=thinking, thinking=thinking,
+            **self._variables,
+        )  # fmt: skip
         pieces = text.split(mark)
         if len(pieces) == 1:
             return text, []

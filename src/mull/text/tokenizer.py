@@ -128,7 +128,9 @@ class Tokenizer:
             instead = f", only {others[0]}; save its fast tokenizer there" if others else ""
             raise UserError(f"{folder} holds no tokenizer.json{instead}.")
         config = read_json(folder / "special_tokens_map.json") | read_json(folder / "tokenizer_config.json")
-        return cls(_from_file(path), config or None, _declared_ends(folder))
+        inner = _from_file(path)
+        _add_declared(inner, config.get("added_tokens_decoder"), folder)
+        return cls(inner, config or None, _declared_ends(folder))
 
     def save(self, folder: Path) -> None:
         """tokenizer.json and tokenizer_config.json, as AutoTokenizer reads them; the first is written last."""
@@ -219,6 +221,23 @@ def failure(error: BaseException, said: str) -> BaseException:
     """A UserError of what the library raises: bare Exception for anything, and where it panics not even that."""
     ours = isinstance(error, Exception) or type(error).__name__ == "PanicException"
     return UserError(f"{said}: {' '.join(str(error).split())}.") if ours else error
+
+
+def _add_declared(inner: tokenizers.Tokenizer, declared: Any, folder: Path) -> None:
+    """Tokens that tokenizer_config.json adds to those of tokenizer.json: where they are missing there, here too."""
+    if declared is None:
+        return
+    known = inner.get_added_tokens_decoder()
+    try:
+        listed = {int(i): token for i, token in dict(declared).items()}
+        missing = [(i, str(token["content"]), token) for i, token in sorted(listed.items()) if i not in known]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder}/tokenizer_config.json: added_tokens_decoder is damaged ({error}).") from None
+    for i, text, token in missing:
+        flags = {name: bool(token.get(name)) for name in ("lstrip", "rstrip", "single_word", "normalized", "special")}
+        inner.add_tokens([AddedToken(text, **flags)])
+        if inner.token_to_id(text) != i:
+            raise UserError(f"{folder}: tokenizer_config.json says token {i} is {text!r}; tokenizer.json has another.")
 
 
 def _declared_ends(folder: Path) -> list[int]:
