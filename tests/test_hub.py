@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -373,6 +374,7 @@ def test_one_gguf_file_of_a_repository(server: Hub):
     assert hub.resolve(f"{ORG}:q4/tiny.gguf") == path
     assert hub.resolve(ORG) is None
     assert server.fetched() == ["q4/tiny.gguf"]
+    assert hub.pulled() == {f"{ORG}:q4/tiny.gguf": path}
     assert refused(f"{ORG}:tiny.gguf") == f"{ORG} holds no tiny.gguf; its GGUF files: q4/tiny.gguf, q8/tiny.gguf."
     assert refused(ORG) == f"{ORG} holds GGUF files; choose one: {ORG}:q4/tiny.gguf (2 in all)."
 
@@ -408,6 +410,27 @@ def test_a_disk_without_room_is_said_before_anything_is_fetched(server: Hub, mon
     monkeypatch.setattr(repository.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**6))
     assert f"{ORG} needs 0.0 GB in" in refused(ORG)
     assert server.fetched() == ["config.json"]
+
+
+def test_a_disk_that_fills_is_one_line_and_what_arrived_is_kept(server: Hub):
+    """A limit on the size of files stands for the disk: the system refuses to write in the same place."""
+    server.files["config.json"] = LLAMA
+    command = [sys.executable, "-m", "mull.cli", "pull", ORG]
+    limit = (500_000, 500_000)
+    said = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
+    )  # fmt: skip
+    assert said.returncode == 2
+    assert said.stderr.splitlines()[-1].endswith("File too large.")
+    assert "Traceback" not in said.stderr
+    folder, _ = pull(ORG)
+    assert (folder / "model-00001-of-00002.safetensors").read_bytes() == BIG
+
+
+def test_a_server_without_sizes_is_no_hub(server: Hub, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Handler, "sizes", lambda self, content: {"pointerSize": 1})
+    assert "does not answer as a hub of models does" in refused(ORG)
 
 
 def test_gated_private_and_missing_repositories(server: Hub):

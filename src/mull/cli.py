@@ -40,7 +40,7 @@ class Verbs(TyperGroup):
         except KeyboardInterrupt:
             _fail("Stopped.", code=130)
         except OSError as error:
-            if error.errno not in MENDABLE:
+            if error.errno not in (*MENDABLE, *FULL):
                 raise
             _fail(f"{error.filename or 'A file'}: {error.strerror}.")
 

@@ -55,12 +55,16 @@ class Repo:
 
 
 def pulled() -> dict[str, Path]:
-    """Every whole model in the cache, whoever fetched it, by its repository's name."""
+    """Every whole model and GGUF file in the cache, whoever fetched it, by the name that says it."""
     found: dict[str, Path] = {}
     for folder in sorted(Path(_hub().HF_HUB_CACHE).glob("models--*--*")):
         name = folder.name.removeprefix("models--").replace("--", "/", 1)
-        if (repo := repo_of(name)) and (here := snapshot(repo)):
+        if (repo := repo_of(name)) is None:
+            continue
+        if here := snapshot(repo):
             found[name] = here
+        here = _kept(repo)
+        found |= {f"{name}:{path.relative_to(here)}": path for path in sorted(here.rglob("*.gguf"))}
     return found
 
 
@@ -96,16 +100,21 @@ def _hub() -> Any:
 
 
 def snapshot(repo: Repo) -> Path | None:
-    """What is here of a repository, if that is a whole model. Asks no network."""
-    try:
-        commit = (repo.folder / "refs" / repo.revision).read_text(encoding="utf-8").strip()
-    except OSError:
-        commit = repo.revision
-    folder = repo.folder / "snapshots" / commit
+    """What is here of a repository, if that is a whole model, or the file asked for. Asks no network."""
+    folder = _kept(repo)
     if repo.file:
         return folder / repo.file if (folder / repo.file).is_file() else None
     whole = (folder / "config.json").is_file() and ((folder / WHOLE).is_file() or _has_shards(folder))
     return folder if whole else None
+
+
+def _kept(repo: Repo) -> Path:
+    """Where the cache has the commit that a revision means, if it has it."""
+    try:
+        commit = (repo.folder / "refs" / repo.revision).read_text(encoding="utf-8").strip()
+    except OSError:
+        commit = repo.revision
+    return repo.folder / "snapshots" / commit
 
 
 def _has_shards(folder: Path) -> bool:
@@ -150,7 +159,7 @@ def _listing(repo: Repo) -> tuple[str, list[Blob]]:
         api = HfApi(endpoint, library_name="mull")
         found = api.model_info(repo.id, revision=repo.revision, files_metadata=True, timeout=30)
         files = [
-            Blob(one.rfilename, int(one.size or 0), (one.lfs.sha256 if one.lfs else one.blob_id) or "")
+            Blob(one.rfilename, int(one.size), (one.lfs.sha256 if one.lfs else one.blob_id) or "")  # type: ignore[arg-type]
             for one in found.siblings or []
         ]
         commit = str(found.sha)
