@@ -24,6 +24,8 @@ from urllib.parse import unquote
 import huggingface_hub.file_download
 import pytest
 from huggingface_hub import constants
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mull import hub
 from mull.hub import repository, wheel
@@ -506,6 +508,14 @@ def test_names_of_repositories(name: str, repo: Repo | None):
     if repo is None:
         assert hub.resolve(name) is None
         assert "is no name of a model to pull" in refused(name)
+
+
+@given(st.text(alphabet="aZ0._-/@:é\\ \x00\n~", max_size=40).map(lambda text: text + ".gguf" * text.endswith(":a")))
+def test_no_name_of_a_repository_leads_out_of_the_cache(name: str):
+    if repo := repo_of(name):
+        parts = [*repo.id.split("/"), *repo.revision.split("/"), *(repo.file or "x").split("/")]
+        assert all(re.match(r"\w", part, re.ASCII) and not re.search(r"[\\\s\0~]", part) for part in parts)
+        assert repo.folder.parent == Path(constants.HF_HUB_CACHE)
 
 
 # named models

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from mull import hub
 from mull.hub import wheel
@@ -163,6 +166,13 @@ def test_the_nearest_name_is_said(given: str, said: str):
     Path("runs/demo").mkdir(parents=True)
     Path("tiny.gguf").write_bytes(b"")
     assert said in refused(given)
+
+
+@given(st.text(max_size=40))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_is_given_is_a_model_or_one_line(given: str):
+    with suppress(UserError):
+        locate(given)
 
 
 def test_locating_is_light():
