@@ -93,7 +93,9 @@ def test_published_templates_render_as_transformers_renders_them(
 
 
 SNIPPETS = [
-    "{{ messages | tojson }}", "{{ messages | tojson(indent=2) }}", "{{ messages|join(', ', 'role') }}",
+    "{{ messages | tojson }}", "{{ messages | tojson(indent=2) }}",
+    "{{ tools | tojson(separators=(',', ':'), sort_keys=true, ensure_ascii=true) }}",
+    "{{ messages|join(', ', 'role') }}",
     "{% for m in messages %}{% if loop.index > 3 %}{% break %}{% endif %}{{ loop.last }}{{ loop.length }}{% endfor %}",
     "{% for m in messages %}{{ loop.previtem.role }}{{ loop.nextitem.role }}{{ loop.revindex0 }}{% endfor %}",
     "{% for m in messages if m.role == 'user' %}{{ m.content | trim | upper }}{% else %}none{% endfor %}",
@@ -148,8 +150,10 @@ ENDLESS = [
     "{% set l = range(99999) | list %}{{ ([-1] * 90000) | select('in', l) | list | length }}",
     "{{ 'x' * 10**10 }}", "{{ [0] * 10**10 }}", "{{ 10**9 * 'x' }}", "{{ 10**10000 }}", "{{ 7 ** 99999 * 7 ** 99999 }}",
     "{{ 'x'.ljust(10**9) }}", "{{ 'x'.rjust(10**9) }}", "{{ 'x'.center(10**9) }}", "{{ 'x'.zfill(10**9) }}",
-    "{{ '\t'.expandtabs(10**9) }}", "{{ 'x' | indent(10**9) }}", "{{ ('f' * 100000) | int(base=16) }}",
-    "{{ [[['a' * 1000000] * 1000000] * 1000000] }}", "{{ ([[0] * 1000] * 1000) | tojson(indent=100000) }}",
+    "{{ 'x' | indent(10**9) }}", "{{ ('f' * 100000) | int(base=16) }}",
+    "{{ [[['a' * 1000000] * 1000000] * 1000000] }}", "{{ '-'.join('x' * 9000000) }}",
+    "{% set ns = namespace(x=[0] * 10000) %}{% for i in range(200) %}{% set ns.x = [ns.x] %}{% endfor %}"
+    "{{ ns.x | tojson(indent=100) }}",
     "{{ ('x' * 9000000) | list }}", "{{ ('a,' * 9000000).split(',') }}", "{{ ('x' * 1000000) | tojson }}" * 40,
     "{% set s = 'é' * 5000000 %}" + "{% set a = s[1:] %}" * 2000,
     "{% for i in range(99999) %}" + "x" * 50000 + "{% endfor %}",
@@ -173,6 +177,9 @@ REFUSED = [
     ("{{ messages[0].update({}) }}", "reaches for"), ("{{ (1).to_bytes(10**9) }}", "reaches for"),
     ("{{ '{:>999999999}'.format(1) }}", "reaches for 'format'"), ("{{ '{0.x}'.format_map }}", "reaches for"),
     ("{% set ns = namespace(__class__=1) %}", "names something '__class__'"),
+    ("{{ [0] | tojson(indent=100000) }}", "an indent"),
+    ("{{ [0] | tojson(separators=('x' * 999, ':')) }}", "separator"),
+    ("{{ '\t'.expandtabs(tabsize=10**9) }}", "reaches for"),
     ("{{ '%1000000000d' % 1 }}", "width"), ("{{ '%*d' % (1000000000, 1) }}", "width"),
     ("{{ strftime_now('%Y' * 1000) }}", "date format"), ("{{ range(10**10) }}", "Range too big"),
     ("{{ lipsum() }}", "undefined"), ("{{ cycler.__init__ }}", "reaches for"), ("{{ 1 / 0 }}", "division by zero"),

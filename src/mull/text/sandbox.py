@@ -45,7 +45,7 @@ FILTERS = (
     "sort", "string", "title", "trim", "unique", "upper",
 )  # fmt: skip
 STRING = frozenset({
-    "capitalize", "casefold", "center", "count", "endswith", "expandtabs", "find", "index", "isalnum", "isalpha",
+    "capitalize", "casefold", "center", "count", "endswith", "find", "index", "isalnum", "isalpha",
     "isascii", "isdecimal", "isdigit", "isidentifier", "islower", "isnumeric", "isprintable", "isspace", "istitle",
     "isupper", "join", "ljust", "lower", "lstrip", "partition", "removeprefix", "removesuffix", "replace", "rfind",
     "rindex", "rjust", "rpartition", "rsplit", "rstrip", "split", "splitlines", "startswith", "strip", "swapcase",
@@ -219,6 +219,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         spend = self.budget.spend
         match method, args:
             case "join", (parts, *rest):
+                spend(ITEM * len(parts) if isinstance(parts, str) else 0)
                 parts = list(parts)
                 spend(self.budget.measure(parts) + len(text) * len(parts))
                 return (parts, *rest)
@@ -226,8 +227,6 @@ class Sandbox(ImmutableSandboxedEnvironment):
                 spend(text.count(old) * len(new))
             case "center" | "ljust" | "rjust" | "zfill", (int() as width, *_):
                 spend(width if width > 0 else 0)
-            case "expandtabs", (int() as width, *_):
-                spend(text.count("\t") * max(width, 0))
             case "split" | "rsplit", (str() as separator, *_) if separator:
                 spend(ITEM * (text.count(separator) + 1))
             case "split" | "rsplit" | "splitlines", _:
@@ -258,10 +257,22 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self, value: Any, ensure_ascii: bool = False, indent: int | str | None = None, separators: Any = None,
         sort_keys: bool = False,
     ) -> str:  # fmt: skip
-        """JSON as chat templates mean it: nothing escaped for HTML. Deep and wide at once would indent for ever."""
+        """JSON as chat templates mean it: nothing escaped for HTML."""
+        between = len("".join(separators or ()))
         step = len(indent) if isinstance(indent, str) else indent or 0
-        self.budget.spend((self.budget.measure(value) + self.budget.measure(separators)) * (1 + max(0, step)))
-        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+        if step > 100 or between > 100:
+            raise SecurityError("an indent or separator of more than 100 characters")
+        self.budget.spend(self.budget.measure(value) * (1 + between))
+        encoder = json.JSONEncoder(
+            ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+        )  # fmt: skip
+        if indent is None:
+            return encoder.encode(value)
+        parts = []
+        for part in encoder.iterencode(value):  # what is deep is indented far
+            self.budget.spend(len(part))
+            parts.append(part)
+        return "".join(parts)
 
 
 @pass_context
