@@ -8,10 +8,12 @@ from typing import Any
 
 import gguf
 import numpy as np
+import pytest
 import torch
 from small import GQA, MLA, MOE, SOFTMAX, YARN, changed, chat
 from torch import Tensor
 
+from mull import hub
 from mull.config import read_toml
 from mull.data.batch import Example, collate
 from mull.formats.gguf import read_header
@@ -110,3 +112,22 @@ def rewritten(path: Path, change: Callable[[dict[str, Any], dict[str, Any]], Non
     writer.write_tensors_to_file()
     writer.close()
     return out
+
+
+QUESTIONS = (
+    "What is the capital of France?", "Write a haiku about the sea.", "Explain why the sky is blue.",
+    "Who wrote Hamlet?", "List three prime numbers.", "Translate 'good morning' into Spanish.", "What is 12 * 34?",
+    "How do I boil an egg?",
+    "Describe a cat in one sentence.", "What is photosynthesis?", "Name the planets of the solar system.",
+    "Give me a recipe for pancakes.", "What does HTTP stand for?", "Tell me a joke.", "What is a binary tree?",
+    "Summarise the plot of Romeo and Juliet.", "How far is the moon?", "What is the largest ocean?",
+    "Write a Python function that adds two numbers.", "Why do leaves fall in autumn?",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> Path:
+    path = hub.resolve("smollm2")
+    if path is None:
+        pytest.skip("needs SmolLM2 in mull's cache: mull pull smollm2")
+    return path
