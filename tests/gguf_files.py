@@ -125,8 +125,8 @@ QUESTIONS = (
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def smollm2() -> Path:
+@pytest.fixture(name="smollm2", scope="module")
+def published() -> Path:
     path = hub.resolve("smollm2")
     if path is None:
         pytest.skip("needs SmolLM2 in mull's cache: mull pull smollm2")

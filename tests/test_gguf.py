@@ -24,11 +24,11 @@ from gguf_files import (  # noqa: F401
     QWEN3,
     QWEN3MOE,
     logprobs,
+    published,
     rewritten,
     same_bits,
-    smollm2,
     written,
-)  # fmt: skip
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import changed, chat, in_memory, model_of, tokens_of  # noqa: F401
@@ -216,6 +216,7 @@ KEYS: dict[str, tuple[str, str, Any, str]] = {  # architecture, key, value, what
     "wider experts": ("qwen3moe", "qwen3moe.expert_feed_forward_length", 64, "ffn_gate_exps.weight has shape"),
     "other latents": ("deepseek2", "deepseek2.attention.kv_lora_rank", 8, "key_length = 24 is not supported; 16 is"),
     "heads narrower than what turns": ("deepseek2", "deepseek2.attention.key_length_mla", 4, "nope_dim"),
+    "a norm in words": ("qwen3moe", "qwen3moe.expert_weights_norm", "yes", "expert_weights_norm = 'yes'"),
     "another kind of layout": ("llama", "llama.tensor_data_layout", "Meta AI original pth", "tensor_data_layout"),
 }  # fmt: skip
 
@@ -315,6 +316,71 @@ def test_a_file_that_shrinks(files: dict[str, Path], tmp_path: Path) -> None:
     os.truncate(path, path.stat().st_size - 4096)
     with pytest.raises(UserError, match="cut short"):
         fill(Transformer(LLAMA), path, header)
+
+
+# whatever else a file says
+
+VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(-2, 70), st.sampled_from([2**16, 2**31, 2**40, 2**64 - 1]), st.floats(),
+    st.text(max_size=8), st.lists(st.integers(0, 99), max_size=3),
+)  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_any_values_are_computed_or_refused(data: st.DataObject, files: dict[str, Path]) -> None:
+    """At once, and without an allocation of the size that is claimed."""
+    header = read_header(files[data.draw(st.sampled_from(sorted(files)))])
+    known = [key for key in header.metadata if not key.startswith("tokenizer.")]
+    arch = header.metadata["general.architecture"]
+    more = [
+        f"{arch}.{key}" for key in (*YARNED, "expert_weights_scale", "attention.sliding_window", "expert_group_count")
+    ]
+    changes = {data.draw(st.sampled_from(known + more)): data.draw(VALUES) for _ in range(data.draw(st.integers(1, 3)))}
+    metadata = {key: value for key, value in (header.metadata | changes).items() if value is not None}
+    try:
+        cfg = config_of(replace(header, metadata=metadata))
+    except UserError as error:
+        assert "\n" not in str(error)  # noqa: PT017 - either is right
+        return
+    assert cfg.vocab == 300
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_any_rope_factors_are_computed_or_refused(data: st.DataObject, files: dict[str, Path]) -> None:
+    numbers = st.floats(width=32) | st.floats(1, 64, width=32)
+    factors = data.draw(st.lists(numbers, min_size=8, max_size=8))
+
+    def put(metadata: dict[str, Any], tensors: dict[str, Any]) -> None:
+        tensors["rope_freqs.weight"] = np.array(factors, np.float32)
+
+    header = read_header(rewritten(files["llama"], put))
+    try:
+        rope = config_of(header).llama3_rope
+    except UserError:
+        return
+    wanted = rotary_frequencies(LLAMA) / torch.tensor(factors)
+    torch.testing.assert_close(rotary_frequencies(changed(LLAMA, llama3_rope=rope)), wanted, rtol=3e-6, atol=0)
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_files_with_changed_bytes_load_or_are_refused(data: st.DataObject, files: dict[str, Path]) -> None:
+    """Header and numbers alike: never another error than a UserError, never a model with NaN in it."""
+    source = files[data.draw(st.sampled_from(sorted(files)))]
+    content = bytearray(source.read_bytes())
+    header = content.index(b"token_embd.weight") + 20_000 if data.draw(st.booleans()) else len(content)
+    for _ in range(data.draw(st.integers(1, 3))):
+        content[data.draw(st.integers(0, header - 1))] = data.draw(st.integers(0, 255))
+    path = source.with_name("changed.gguf")
+    path.write_bytes(content)
+    try:
+        model = load_model(path)
+    except UserError as error:
+        assert "\n" not in str(error)  # noqa: PT017 - either is right
+        return
+    assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
 
 
 # memory

@@ -22,10 +22,10 @@ from gguf_files import (  # noqa: F401
     QWEN3MOE,
     WRITTEN,
     logprobs,
+    published,
     same_bits,
-    smollm2,
     written,
-)  # fmt: skip
+)
 from greedy import LlamaCpp, limit_to_speakable, prompts
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -75,6 +75,12 @@ class _Keys:
             raise self.fail(key, value, "a number")
         return float(str(np.float32(value)))
 
+    def flag(self, key: str, default: bool) -> bool:
+        value = self.take(key, default)
+        if type(value) is not bool:
+            raise self.fail(key, value, "true or false")
+        return value
+
     def only(self, key: str, *allowed: Any) -> None:
         """A key that may be absent, or have one of these values."""
         value = self.left.pop(key, allowed[0])
@@ -177,7 +183,7 @@ def _experts(keys: _Keys, layers: int) -> dict[str, Any]:
     width = keys.natural("expert_feed_forward_length", 0)
     shared, used = keys.natural("expert_shared_count", 0), keys.natural("expert_used_count", 0)
     scale = keys.number("expert_weights_scale", 1.0) or 1.0
-    renormalise = keys.take("expert_weights_norm", not latent)
+    renormalise = keys.flag("expert_weights_norm", not latent)
     groups, used_groups = keys.natural("expert_group_count", 0), keys.natural("expert_group_used_count", 0)
     gating = keys.natural("expert_gating_func", 1)  # softmax, where a file does not say
     if not experts or dense >= layers:
@@ -249,31 +255,36 @@ def _llama3(cfg: ModelConfig, header: Header) -> dict[str, Any]:
     Then the share that is kept, where it is neither all nor nothing, is a line over the frequencies, and the line has
     the other two numbers. Where it has too few points, the values of the published models are tried.
     """
-    info = header.tensors[ROPE_FACTORS]
-    plain = rotary_frequencies(cfg).double().numpy()
-    if info.type != "F32" or info.shape != plain.shape:
-        raise UserError(
-            f"{header.path}: {ROPE_FACTORS} is {info.type} {list(info.shape)}, not F32 {list(plain.shape)}."
-        )
-    divisors = np.fromfile(header.path, "<f4", len(plain), offset=info.offset).astype(np.float64)
+    info, pairs = header.tensors[ROPE_FACTORS], cfg.rotary_dim // 2
+    if info.type != "F32" or info.shape != (pairs,):
+        raise UserError(f"{header.path}: {ROPE_FACTORS} is {info.type} {list(info.shape)}, not F32 [{pairs}].")
+    divisors = np.fromfile(header.path, "<f4", pairs, offset=info.offset).astype(np.float64)
     if np.all(divisors == 1):
         return {}
-    wanted, factor = plain / divisors, float(str(np.float32(divisors.max())))
+    plain = rotary_frequencies(cfg).double().numpy()
+    if np.all(np.isfinite(divisors) & (divisors >= 1)):
+        for rope in _candidates(plain, divisors):
+            found = rotary_frequencies(cfg.model_copy(update={"llama3_rope": rope})).double().numpy()
+            if np.allclose(found, plain / divisors, rtol=2e-6, atol=0):
+                return {"llama3_rope": rope.model_dump()}
+    raise UserError(f"{header.path}: the factors in {ROPE_FACTORS} are not those of Llama 3's context extension.")
+
+
+def _candidates(plain: np.ndarray, divisors: np.ndarray) -> Iterator[Llama3Rope]:
+    factor = float(str(np.float32(divisors.max())))
     inside = (divisors > 1 + 1e-5) & (divisors < factor * (1 - 1e-5))
     tried = [(4.0, 2**power) for power in range(4, 21)]
-    if inside.sum() >= 2:
+    if inside.sum() >= 2 and np.ptp(plain[inside]) > 0:
         kept = (1 / divisors[inside] - 1 / factor) / (1 - 1 / factor)
-        slope, offset = np.polyfit(plain[inside], kept, 1)
+        slope, offset = (float(value) for value in np.polyfit(plain[inside], kept, 1))
+        if not (offset < -1e-6 and slope > 0):
+            return
         high = float(f"{1 - 1 / offset:.4g}")
         length = 2 * math.pi * slope * (high - 1)
-        tried = [(high, 2 ** round(math.log2(length))), (high, round(length))] if length > 1 else []
+        tried = [(high, max(1, round(length))), (high, 2 ** round(math.log2(max(length, 1))))]
     for high, length in tried:
-        if factor > 1 and high > 1:
-            scaling = Llama3Rope(factor=factor, original_length=length, high_freq_factor=high)
-            found = rotary_frequencies(cfg.model_copy(update={"llama3_rope": scaling})).double().numpy()
-            if np.allclose(found, wanted, rtol=2e-6, atol=0):
-                return {"llama3_rope": scaling.model_dump()}
-    raise UserError(f"{header.path}: the factors in {ROPE_FACTORS} are not those of Llama 3's context extension.")
+        if high > 1:
+            yield Llama3Rope(factor=factor, original_length=length, high_freq_factor=high)
 
 
 def _all(ours: Tensor) -> Tensor:
