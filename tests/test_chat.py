@@ -338,6 +338,18 @@ def test_a_model_that_does_not_think_is_never_still_thinking() -> None:
     assert plain.parse(opened, False) == ("", "<think>hm", True)
 
 
+@needs_templates
+def test_where_an_answer_begins_is_seen_at_its_prompts_end() -> None:
+    """R1's template opens a thought after a question, but none after the result of a tool."""
+    r1 = published("deepseek-ai-DeepSeek-R1-Distill-Qwen-32B")
+    asked = [Message("user", "q"), Message("assistant", "", tool_calls=(CALL,)), Message("tool", "warm")]
+    ids = r1.tokenizer.encode("It is warm.")
+    assert r1.parse(ids, True, r1.encode(asked[:1])) == r1.parse(ids, True) == ("It is warm.", "", False)
+    assert r1.parse(ids, True, r1.encode(asked)) == ("", "It is warm.", True)
+    parser = r1.parser(True, r1.encode(asked))
+    assert [parser.feed("It is"), parser.feed(" warm."), parser.flush()] == [("", "It is"), ("", " warm."), ("", "")]
+
+
 def test_thoughts_in_a_vocabulary_without_their_tags() -> None:
     inner = tokenizers.Tokenizer.from_str(chat().tokenizer.inner.to_str().replace("think>", "thunk>"))
     spelled = Chat(Tokenizer(inner, {"eos_token": "<|im_end|>"}), PLAIN)

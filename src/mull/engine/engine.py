@@ -126,7 +126,7 @@ class LocalEngine:
 
     def stream(self, request: Request) -> Iterator[Delta]:
         """The text as it comes, thinking and answer apart; the last Delta carries the completion."""
-        parser = self.chat.parser(request.sampling.thinking)
+        parser = self.chat.parser(request.sampling.thinking, request.tokens)
         shown, made = "", None
         for event in self._run([request], every_token=True):
             if isinstance(event, _Made):
@@ -340,7 +340,7 @@ class LocalEngine:
         return [token in stop for token in tokens]
 
     def _completion(self, made: _Made, stop: bool, seconds: float) -> Completion:
-        reasoning, text, _ = self.chat.parse(made.tokens, made.request.sampling.thinking)
+        reasoning, text, _ = self.chat.parse(made.tokens, made.request.sampling.thinking, made.request.tokens)
         return Completion(
             tuple(made.tokens), tuple(made.logprobs), "stop" if stop else "length", text, reasoning,
             len(made.request.tokens), self.version, seconds, tuple(made.routes),

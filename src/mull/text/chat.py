@@ -204,16 +204,22 @@ class Chat:
             text += part
         return text, cuts
 
-    def parse(self, ids: Sequence[int], thinking: bool) -> tuple[str, str, bool]:
+    def _within(self, thinking: bool, prompt: Sequence[int]) -> bool:
+        """Whether an answer to `prompt` begins within a thought; R1's template opens none after a tool's result."""
+        if self.house or not prompt:
+            return self.opens(thinking)
+        return self.tokenizer.decode(prompt[-8:]).rstrip().endswith(THINK)
+
+    def parse(self, ids: Sequence[int], thinking: bool, prompt: Sequence[int] = ()) -> tuple[str, str, bool]:
         """(reasoning, content, closed) of a completion; closed is False while it was still thinking."""
         t = self.tokenizer
         said = [i for i in ids if i not in t.stop_ids]
         if t.think is None or t.end_think is None:  # this vocabulary spells them out
-            parser = self.parser(thinking)
+            parser = self.parser(thinking, prompt)
             parts = [parser.feed(t.decode(said)), parser.flush()]
             reasoning, content = ("".join(part) for part in zip(*parts, strict=True))
             return reasoning.strip("\n"), content.strip(), not parser.thinking
-        thought = self.opens(thinking)
+        thought = self._within(thinking, prompt)
         if thinking and not thought and t.think in said:
             at = said.index(t.think)
             if not t.decode(said[:at]).strip():
@@ -225,9 +231,9 @@ class Chat:
         at = said.index(t.end_think)
         return t.decode(said[:at]).strip("\n"), t.decode(said[at + 1 :]).strip(), True
 
-    def parser(self, thinking: bool) -> Parser:
+    def parser(self, thinking: bool, prompt: Sequence[int] = ()) -> Parser:
         """The same for text as it arrives."""
-        opened = self.opens(thinking)
+        opened = self._within(thinking, prompt)
         return Parser(opened, may_think=thinking and not opened)
 
 
