@@ -136,7 +136,7 @@ MARKUP = (
     "<|call|>", "<|return|>",
 )  # fmt: skip
 ENDINGS = {"DeepSeek": "<｜end▁of▁sentence｜>", "deepseek": "<｜end▁of▁sentence｜>", "Llama-3.2": "<|eot_id|>",
-           "GLM": "<|user|>", "gpt-oss": "<|return|>"}  # fmt: skip
+           "GLM": "<|endoftext|>", "gpt-oss": "<|return|>"}  # fmt: skip
 
 
 @cache
@@ -146,7 +146,8 @@ def published(name: str) -> Chat:
     inner.add_tokens([AddedToken(token, special="think" not in token, normalized=False) for token in MARKUP])
     end = next((end for part, end in ENDINGS.items() if part in name), "<|im_end|>")
     config = HOUSE | {"bos_token": "<｜begin▁of▁sentence｜>", "eos_token": end}
-    tokenizer = Tokenizer(inner, config, [inner.token_to_id(end)])
+    ends = ["<|endoftext|>", "<|user|>", "<|observation|>"] if "GLM" in name else [end]
+    tokenizer = Tokenizer(inner, config, [inner.token_to_id(end) for end in ends])
     return Chat(tokenizer, (TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8"))
 
 
@@ -316,6 +317,8 @@ def test_what_a_model_is_taught_to_say_is_what_it_is_heard_to_say(
         ("deepseek-ai-DeepSeek-V3.1", True, "hm</think>yes<｜end▁of▁sentence｜>"),
         ("deepseek-ai-DeepSeek-V3.1", False, "yes<｜end▁of▁sentence｜>"),
         ("meta-llama-Llama-3.2-3B-Instruct", False, "yes<|eot_id|>"),
+        ("GLM-4.6", True, "\n<think>hm</think>\nyes<|user|>"),
+        ("GLM-4.6", False, "\nyes<|user|>"),
     ],
 )
 def test_answers_are_written_as_the_model_writes_them(name: str, thinking: bool, want: str) -> None:

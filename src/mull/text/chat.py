@@ -170,16 +170,26 @@ class Chat:
         if not (text.startswith(prompt) and self._tells(message, thinking, before)):
             text, cuts = self._turn(message, thinking, before, prompt)
         ids = self._ids(text, cuts, len(prompt))
-        end = next((at for at, i in enumerate(ids) if i in t.stop_ids), len(ids))
+        end = next((at for at, i in enumerate(ids) if i in t.stop_ids), None)
+        if end is not None:
+            return ids[: end + 1]
         if not t.stop_ids:
             raise UserError("This model's files name no token that ends a turn, so it cannot be taught one.")
-        return [*ids[:end], ids[end] if end < len(ids) else t.stop_ids[0]]
+        # GLM's turns end where the user's next one begins
+        beyond = t.encode(self._behind(before, thinking, Message("user", "?")), special=True)
+        return [*ids, next((i for i in beyond if i in t.stop_ids), t.stop_ids[0])]
 
     def _tells(self, message: Message, thinking: bool, before: Sequence[Message]) -> bool:
         """Whether the template writes out what the message's author thought."""
         probe = _probe()
         told = replace(message, reasoning=probe)
         return not message.reasoning or probe in self._write([*before, told], thinking, prompt=False)[0]
+
+    def _behind(self, before: Sequence[Message], thinking: bool, *after: Message) -> str:
+        """What the template writes behind an assistant's words."""
+        probe = _probe()
+        text, _ = self._write([*before, Message("assistant", probe), *after], thinking, prompt=False)
+        return text.rpartition(probe)[2]
 
     def _turn(
         self, message: Message, thinking: bool, before: Sequence[Message], prompt: str
@@ -189,15 +199,13 @@ class Chat:
         gap = prompt[len(prompt.rstrip()) :] if opened else "\n"
         reasoning = message.reasoning or ""
         told = opened or bool(thinking and reasoning)
-        probe = _probe()
-        tail = self._write([*before, Message("assistant", probe)], thinking, prompt=False)[0].rpartition(probe)[2]
         text, cuts = prompt, []
         for part, ours in (
             ("" if opened or not told else THINK + gap, True),
             (reasoning if told else "", False),
             (gap + END_THINK + 2 * gap if told else "", True),
             (message.content, False),
-            (tail, True),
+            (self._behind(before, thinking), True),
         ):
             if not ours:
                 cuts += [len(text) + found.end() for found in self.tokenizer.forgery.finditer(part)]
