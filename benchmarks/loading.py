@@ -38,7 +38,7 @@ def mull() -> Work:
     def work(path: Path) -> tuple[list[int], int]:
         model, chat = load_model(path), Chat.load(path)
         loaded()
-        ids = chat.encode([Message("user", QUESTION)], thinking=False)
+        ids = chat.encode([Message("user", QUESTION)])
         request = Request(tuple(ids), Sampling(max_tokens=1, temperature=0.0))
         return ids, LocalEngine(model, chat).generate([request])[0].tokens[0]
 
@@ -86,6 +86,7 @@ def llama_cpp() -> Work:
 
 OURS: dict[str, Callable[[], Work]] = {"mull": mull}
 THEIRS: dict[str, Callable[[], Work]] = {"transformers": transformers, "llama.cpp": llama_cpp}
+PACKAGES = {"transformers": ("transformers", "accelerate"), "llama.cpp": ("xllamacpp",)}
 CLOCK: list[float] = []
 
 
@@ -140,9 +141,10 @@ def main() -> None:
     if given.side:
         print(json.dumps(one((OURS | THEIRS)[given.side], path)))
         return
-    need("transformers", "accelerate", "xllamacpp")
+    peers = given.settings or list(THEIRS)
+    need(*[package for name in peers for package in PACKAGES[name]])
     path.read_bytes()  # into the page cache
-    names = [*OURS, *(given.settings or THEIRS)]
+    names = [*OURS, *peers]
     found = alternate(
         __file__, {n: Side(["--side", n, "--model", str(path)]) for n in names}, given.rounds, given.under
     )

@@ -225,3 +225,31 @@ def test_equal_loss_is_read_from_means_of_records():
     assert study.smoothed(points) == [(60, 3.0), (80, 2.0), (100, 2.0), (120, pytest.approx(1.2))]
     assert study.reached(points, 2.0) == 80  # not 40, a single low record
     assert study.reached(points, 1.0) is None
+
+
+@pytest.mark.parametrize("peer", [pytest.param("transformers", marks=pytest.mark.slow), "llama.cpp"])
+def test_loading_from_a_file_to_the_first_token(peer: str, tmp_path: Path):
+    for package in load("loading").PACKAGES[peer]:
+        pytest.importorskip(package)
+    from gguf_files import LLAMA, written
+    from greedy import limit_to_speakable
+    from small import model_of
+
+    path = written(tmp_path, limit_to_speakable(model_of(LLAMA)))
+    table = run(
+        "loading.py", "--model", str(path), "--settings", peer, "--rounds", "1", "--json", str(tmp_path / "out")
+    )
+    assert [line.split()[0] for line in table.splitlines()[1:]] == ["mull", peer]
+    sides = json.loads((tmp_path / "out").read_text())["sides"]
+    assert sides["mull"]["runs"][0]["token"] == sides[peer]["runs"][0]["token"]
+    assert all(one["runs"][0][key] > 0 for one in sides.values() for key in ("load", "first", "import"))
+
+
+def test_loading_stops_at_other_tokens():
+    figures = {"prompt": [1, 2], "token": 3}
+    loading = load("loading")
+    loading.same_work("transformers", dict(figures), figures)
+    for other in ({"prompt": [1, 2], "token": 4}, {"prompt": [1, 3], "token": 3}, {"prompt": [1], "token": 3}):
+        with pytest.raises(SystemExit, match="does other work"):
+            loading.same_work("transformers", other, figures)
+    loading.same_work("llama.cpp", {"prompt": [-1, -1], "token": 4}, figures)
