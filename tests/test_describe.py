@@ -6,7 +6,7 @@ import json
 import struct
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gguf
 import numpy as np
@@ -14,11 +14,13 @@ import pytest
 import torch
 from conftest import Mull
 from safetensors.torch import save_file
-from small import GQA, MLA, MOE, changed, model_of
+from small import GQA, MLA, MOE, changed, chat, model_of
 
 from mull.describe import describe
+from mull.export import export
 from mull.model.config import ModelConfig
 from mull.model.families import config_to_hf, places
+from mull.model.weights import save_model
 from mull.types import UserError
 
 # https://huggingface.co/deepseek-ai/DeepSeek-V3/blob/main/config.json
@@ -84,6 +86,19 @@ def test_bytes_are_those_that_the_weights_have(cfg: ModelConfig, tmp_path: Path)
     assert held["bytes"] == facts["bytes"]["f32"] + biases
     assert facts["bytes"]["f32"] == 4 * facts["total_params"]
     assert facts["family"] == json.loads((tmp_path / "config.json").read_text())["model_type"]
+
+
+@pytest.mark.parametrize(("to", "dtype"), [("gguf", "q8_0"), ("hf", "fp8"), ("hf", "bf16"), ("gguf", "f32")])
+@pytest.mark.parametrize("experts", [0, 4])
+def test_bytes_by_format_are_those_of_exports(to: Literal["hf", "gguf"], dtype: str, experts: int, tmp_path: Path):
+    """But for vectors and routers, which some formats keep wider."""
+    cfg = changed(GQA, width=256, heads=4, kv_heads=4, head_dim=64, ffn=1024)
+    if experts:
+        cfg = changed(cfg, experts=experts, expert_ffn=512, shared_experts=0, score="softmax", qk_norm="head")
+    save_model(tmp_path / "model", model_of(cfg), chat())
+    wanted = describe(tmp_path / "model")["bytes"][dtype]
+    facts = describe(export(tmp_path / "model", to, tmp_path / f"out.{to}", dtype))
+    assert sum(one["bytes"] for one in facts["held"].values()) == pytest.approx(wanted, rel=0.01)
 
 
 def test_what_a_directory_holds_is_told_by_format(mull: Mull, tmp_path: Path):
