@@ -33,8 +33,7 @@ from mull.ops.quant import READABLE, dequantise
 from mull.types import UserError
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "qwen3moe", "deepseek2")
-# keys that describe a file and compute nothing
-IDLE = ("vocab_size", "rope.scaling.finetuned")
+IDLE = ("vocab_size", "rope.scaling.finetuned")  # keys that describe a file and compute nothing
 SIGMOID = 2  # of llama.cpp's numbers for what an expert's score is
 ROPE_FACTORS = "rope_freqs.weight"
 BALANCE = "exp_probs_b.bias"
@@ -56,7 +55,7 @@ class _Keys:
         return UserError(f"{self.where}: {self.arch}.{key} = {_shown(value)} is not supported; {wanted} is.")
 
     def take(self, key: str, default: Any = None) -> Any:
-        """Raises UserError for a key that is missing and has no default, and for a value of another type."""
+        """Raises UserError for a key that is missing and has no default; so do those below, and for other types."""
         value = self.left.pop(key, default)
         if value is None:
             raise UserError(f"{self.where} lacks the key {self.arch}.{key}, without which there is no model.")

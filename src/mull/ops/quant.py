@@ -35,6 +35,13 @@ def _bits(raw_NX: Tensor, each: int) -> Tensor:
     return (raw_NX[:, None] >> shift[:, None]) & (2**each - 1)
 
 
+def _single_bits(raw_NX: Tensor) -> Tensor:
+    """The bits of each byte, lowest first, as bytes of their own: [N, 8X]. One look-up for eight of them."""
+    bits = torch.arange(256, dtype=torch.uint8)[:, None] >> torch.arange(8, dtype=torch.uint8) & 1
+    eights = bits.view(torch.int64).flatten()
+    return eights.index_select(0, raw_NX.reshape(-1).int()).view(len(raw_NX), -1).view(torch.uint8)
+
+
 def _six_bits(raw: Tensor) -> tuple[Tensor, Tensor]:
     """The eight scales and eight minima, six bits each, that Q4_K and Q5_K pack into twelve bytes: [N, 8] each."""
     scale, minimum, rest = raw.split(4, dim=1)
@@ -56,7 +63,7 @@ def _q4_1(raw_NX: Tensor, out_NK: Tensor) -> None:
 
 
 def _q5_0(raw_NX: Tensor, out_NK: Tensor) -> None:
-    high = _bits(raw_NX[:, 2:6], 1).transpose(1, 2).flatten(1)  # of number i: bit i
+    high = _single_bits(raw_NX[:, 2:6])
     out_NK.copy_(_nibbles(raw_NX[:, 6:], 16) | (high << 4)).sub_(16).mul_(_half(raw_NX[:, :2]))
 
 
