@@ -65,6 +65,15 @@ def test_unpacked_in_chunks_into_any_strides(kind: str, monkeypatch: pytest.Monk
     assert not wide[:, 0].any() and not wide[:, 4].any()
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", READABLE)
+def test_unpacked_onto_a_gpu(kind: str) -> None:
+    raw = blocks_of(kind, 96, seed=4)
+    target = torch.zeros(3, 32, len(theirs(kind, raw)) // 96, device="cuda")
+    assert dequantise(kind, torch.from_numpy(raw), target)
+    assert same_bits(target.cpu().view(-1), theirs(kind, raw))
+
+
 @pytest.mark.parametrize("kind", READABLE)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 def test_says_when_a_number_is_not_finite(kind: str, bad: float) -> None:

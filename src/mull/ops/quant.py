@@ -99,7 +99,7 @@ READABLE = (*PLAIN, *BLOCKS)
 
 
 def dequantise(kind: str, raw: Tensor, target: Tensor) -> bool:
-    """Unpack bytes of the format `kind` into `target`, in the order of its axes, whatever its strides and its dtype.
+    """Unpack bytes of the format `kind` into `target`, in the order of its axes; it may have any strides, dtype, device.
 
     `raw` is uint8, flat. A row of a block format is whole blocks. Returns whether every number is finite.
     """
@@ -114,7 +114,7 @@ def dequantise(kind: str, raw: Tensor, target: Tensor) -> bool:
     scratch = torch.empty(min(step, len(target)) * each)
     for begin in range(0, len(target), step):
         rows = target[begin : begin + step]
-        direct = rows.is_contiguous() and rows.dtype == torch.float32
+        direct = rows.is_contiguous() and rows.dtype == torch.float32 and rows.device == raw.device
         out = rows.view(-1) if direct else scratch[: rows.numel()]
         _unpack(kind, raw[begin : begin + step].view(-1), out)
         finite = finite and _finite(out)
