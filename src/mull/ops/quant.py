@@ -99,7 +99,7 @@ READABLE = (*PLAIN, *BLOCKS)
 
 
 def dequantise(kind: str, raw: Tensor, target: Tensor) -> bool:
-    """Unpack bytes of the format `kind` into `target`, in the order of its axes; it may have any strides, dtype, device.
+    """Unpack bytes of the format `kind` into `target`, in the order of its axes, of any strides, dtype and device.
 
     `raw` is uint8, flat. A row of a block format is whole blocks. Returns whether every number is finite.
     """
