@@ -64,7 +64,7 @@ def stored(folder: Path, cfg: ModelConfig, dtype: torch.dtype = torch.float32) -
 def test_deepseek_v3_of_its_bare_configuration(mull: Mull, tmp_path: Path):
     said = mull("info", bare(tmp_path, V3))
     assert said.code == 0, said.err
-    assert "671B in all, 37.6B active per token" in said.out
+    assert "671B in all, 37B active per token" in said.out
     assert "deepseek_v3, 61 layers of width 7168, 8 of 256 experts per token" in said.out
     facts = describe(tmp_path / "config.json")
     assert facts["cache_bytes_per_token"] == 61 * (512 + 64) * 4

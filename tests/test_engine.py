@@ -195,7 +195,7 @@ def test_loading_copies_so_that_training_on_does_not_reach_the_engine() -> None:
 
 
 @pytest.mark.parametrize("thinking", [True, False])
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", [0, 1, 2, 7, 17])
 def test_a_stream_is_the_same_answer_in_pieces(thinking: bool, seed: int) -> None:
     """Random bytes from a random model: multi-byte characters come in halves, and no piece may be lost or repeated."""
     engine = engine_of("moe")

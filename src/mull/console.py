@@ -195,7 +195,9 @@ def _sizes(facts: Row) -> dict[str, str]:
 
 
 def _parameters(n: int) -> str:
-    """As models are spoken of: 671B."""
+    """As models are spoken of: 671B, 37B, 135M."""
+    if n >= 10e9:
+        return f"{n / 1e9:,.0f}B"
     return count(n).replace(THIN, "").replace("G", "B")
 
 

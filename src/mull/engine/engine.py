@@ -127,19 +127,21 @@ class LocalEngine:
     def stream(self, request: Request) -> Iterator[Delta]:
         """The text as it comes, thinking and answer apart; the last Delta carries the completion."""
         parser = self.chat.parser(request.sampling.thinking, request.tokens)
-        shown, made = "", None
+        tokenizer = self.chat.tokenizer
+        shown = ""
         for event in self._run([request], every_token=True):
-            if isinstance(event, _Made):
-                made = event
-                text = self.chat.tokenizer.decode([t for t in made.tokens if t not in self.chat.tokenizer.stop_ids])
+            going_on = isinstance(event, _Made)
+            tokens = event.tokens if going_on else event[1].tokens
+            text = tokenizer.decode([token for token in tokens if token not in tokenizer.stop_ids])
+            if going_on:
                 text = text.rstrip("\ufffd")  # half a multi-byte character
-                reasoning, content = parser.feed(text[len(shown) :])
-                shown = text
-                if reasoning or content:
-                    yield Delta(text=content, reasoning=reasoning)
-            else:
-                reasoning, content = parser.flush()
-                yield Delta(text=content, reasoning=reasoning, completion=event[1])
+            reasoning, content = parser.feed(text[len(shown) :])
+            shown = text
+            if not going_on:
+                held = parser.flush()
+                yield Delta(text=content + held[1], reasoning=reasoning + held[0], completion=event[1])
+            elif reasoning or content:
+                yield Delta(text=content, reasoning=reasoning)
 
     def score(self, ids: Sequence[Sequence[int]]) -> list[list[float]]:
         """Log-probability of every token given those before it, at temperature 1; the first of a row scores 0."""

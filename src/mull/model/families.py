@@ -184,8 +184,8 @@ def config_from_hf(raw: Mapping[str, Any], where: str) -> ModelConfig:
     """Raises UserError for a family, or a value of one, that mull cannot run; it never runs one wrongly."""
     name = str(raw.get("model_type"))
     if name not in FAMILIES:
-        hint = nearest(name, FAMILIES) or f" mull reads {', '.join(FAMILIES)}."
-        raise UserError(f"{where}: the model family {name!r} is not supported.{hint}")
+        hint = nearest(name[:80], FAMILIES) or f" mull reads {', '.join(FAMILIES)}."
+        raise UserError(f"{where}: the model family {name[:80]!r} is not supported.{hint}")
     family = FAMILIES[name]
     raw = {key: value for key, value in raw.items() if value is not None or key not in NULLABLE}
     for new, published in RENAMED.items():
