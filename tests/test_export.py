@@ -23,10 +23,12 @@ from test_weights import loaded, peak_of, same, save_large, shard, transformers 
 from torch import Tensor
 
 from mull.export import COPIED, export
+from mull.formats.gguf import read_header
 from mull.formats.safetensors import read_folder
 from mull.model.transformer import Transformer
 from mull.model.weights import DTYPES, load_model, save_model
 from mull.ops.attention import Documents
+from mull.report.card import Origin, origin_of_gguf
 from mull.types import UserError
 
 NARROW = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
@@ -311,6 +313,20 @@ def test_there_and_back_through_gguf(to: str, tmp_path: Path, transformers) -> N
         agree(loaded(transformers, back), load_model(source))
         ids = transformers.AutoTokenizer.from_pretrained(back)("12 + 34 = 46").input_ids
         assert ids == chat().tokenizer.encode("12 + 34 = 46")
+
+
+def test_a_gguf_file_says_whose_it_is(tmp_path: Path) -> None:
+    """Licence, base model, languages and data sets go with the weights, there and back."""
+    source = saved(tmp_path / "mine")
+    (source / "README.md").write_text(
+        "---\nlicense: mit\nbase_model: [a/b, c/d]\nlanguage: en\ndatasets: [e/f]\n---\n# A model of its own\n"
+    )
+    metadata = read_header(export(source, "gguf", tmp_path / "out.gguf")).metadata
+    assert origin_of_gguf(metadata) == Origin("mit", ("a/b", "c/d"), ("e/f",), ("en",))
+    assert metadata["general.name"] == "mine"
+    bare = read_header(export(saved(tmp_path / "bare"), "gguf", tmp_path / "bare.gguf")).metadata
+    assert origin_of_gguf(bare) == Origin()
+    assert "general.license" not in bare
 
 
 def test_types_of_gguf(tmp_path: Path) -> None:

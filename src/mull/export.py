@@ -34,7 +34,7 @@ from mull.model.weights import (
     write_json,
     write_weights,
 )
-from mull.report.card import Origin, origin_of_folder, origin_of_gguf, write_card
+from mull.report.card import Origin, gguf_of_origin, origin_of_folder, origin_of_gguf, write_card
 from mull.text.chat import Chat
 from mull.types import UserError, sync
 
@@ -164,7 +164,8 @@ def _to_gguf(located: Located, out: Path, dtype: str | None) -> Path:
             card, located.name, model.cfg, dtype or "f32", origin, run=located.run, file=file.name, source=source
         )  # fmt: skip
         try:
-            write_gguf(file, model, chat, cast(Dtype, dtype or "f32"))
+            said = {"general.name": located.name} | gguf_of_origin(origin)
+            write_gguf(file, model, chat, cast(Dtype, dtype or "f32"), said)
         except BaseException:
             card.unlink()
             raise

@@ -7,7 +7,7 @@ values its architectures have no key for. Tensors are packed one at a time, so t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,8 +34,11 @@ FILE_TYPES = {
 }  # fmt: skip
 
 
-def write_gguf(path: Path, model: Transformer, chat: Chat, dtype: Dtype = "f32") -> None:
+def write_gguf(
+    path: Path, model: Transformer, chat: Chat, dtype: Dtype = "f32", said: Mapping[str, Any] | None = None
+) -> None:
     """Write `model` with its tokenizer and chat template. MTP layers are left out: llama.cpp does not run these.
+    `said` is what else the file says of it, such as "general.license".
 
     Norms, biases and routers stay in fp32, and rows that are no whole blocks of q8_0 in f16, as llama.cpp's own
     converter has it. Raises UserError for a file that exists, for a model that llama.cpp would run otherwise than
@@ -53,9 +56,10 @@ def write_gguf(path: Path, model: Transformer, chat: Chat, dtype: Dtype = "f32")
     writer = GGUFWriter(part, arch)
     try:
         _add(writer, "general.type", "model")
-        _add(writer, "general.name", path.stem)
         _add(writer, "general.file_type", int(FILE_TYPES[dtype]))
         _add(writer, "general.quantization_version", gguf.GGML_QUANT_VERSION)
+        for key, value in ({"general.name": path.stem} | dict(said or {})).items():
+            _add(writer, key, value)
         for key, value in _keys(model.cfg).items():
             _add(writer, f"{arch}.{key}", value)
         for key, value in vocabulary.items():

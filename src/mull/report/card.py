@@ -60,7 +60,7 @@ def origin_of_gguf(metadata: Mapping[str, Any]) -> Origin:
     """From the keys under `general.` (ggml's docs/gguf.md)."""
 
     def repositories(kind: str) -> tuple[str, ...]:
-        urls = [metadata.get(f"general.{kind}.{i}.repo_url") for i in range(8)]
+        urls = [metadata.get(f"general.{kind}.{i}.repo_url") for i in range(100)]
         return _many([str(url).removeprefix("https://huggingface.co/") for url in urls], REPOSITORY)
 
     return Origin(
@@ -69,6 +69,17 @@ def origin_of_gguf(metadata: Mapping[str, Any]) -> Origin:
         datasets=repositories("dataset") + _many(metadata.get("general.datasets"), DATASET),
         language=_many(metadata.get("general.languages"), LANGUAGE),
     )
+
+
+def gguf_of_origin(origin: Origin) -> dict[str, Any]:
+    """The same keys, to be written."""
+    base = (origin.itself,) if origin.itself else origin.base_model
+    said: dict[str, Any] = {
+        "license": origin.license, "languages": list(origin.language), "datasets": list(origin.datasets),
+        "base_model.count": len(base),
+        **{f"base_model.{i}.repo_url": f"https://huggingface.co/{name}" for i, name in enumerate(base)},
+    }  # fmt: skip
+    return {f"general.{key}": value for key, value in said.items() if value}
 
 
 def _front_matter(path: Path) -> Mapping[str, Any]:
@@ -161,4 +172,4 @@ def _named(stages: Mapping[str, Row], among: set[str], keys: Sequence[str], fiel
     return list(dict.fromkeys(str(entry[field] if isinstance(entry, Mapping) else entry) for entry in entries))
 
 
-__all__ = ["Origin", "card", "origin_of_folder", "origin_of_gguf", "write_card"]
+__all__ = ["Origin", "card", "gguf_of_origin", "origin_of_folder", "origin_of_gguf", "write_card"]
