@@ -101,6 +101,16 @@ def test_what_llama_cpp_computes_otherwise_is_not_written(name: str, tmp_path: P
     assert not list(tmp_path.iterdir())
 
 
+def test_both_templates_or_none_go_along(tmp_path: Path) -> None:
+    both = Chat(chat().tokenizer, "a {{ messages }}", "tools {{ tools }}")
+    write_gguf(tmp_path / "both.gguf", Transformer(LLAMA), both)
+    back = Chat.load(tmp_path / "both.gguf")
+    assert (back.template, back.tool_template) == (both.template, both.tool_template)
+    both.template = both.tool_template = None  # as of a model that only continues text
+    write_gguf(tmp_path / "none.gguf", Transformer(LLAMA), both)
+    assert not [key for key in read_header(tmp_path / "none.gguf").metadata if "chat_template" in key]
+
+
 @pytest.mark.parametrize("dtype", ["f16", "bf16", "q8_0"])
 def test_other_types_of_numbers(dtype: str, tmp_path: Path) -> None:
     """Matrices in the type that is asked for; norms, biases and routers, and rows that are no blocks, in their own."""

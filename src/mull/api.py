@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
-from typing import TypedDict, Unpack, cast, overload
+from typing import Any, TypedDict, Unpack, cast, overload
 
 from mull import dist
 from mull.engine.engine import LocalEngine
@@ -16,7 +16,7 @@ from mull.model.weights import load_model
 from mull.text.chat import Chat
 from mull.types import Completion, Delta, Message, Request, Sampling, UserError
 
-Turns = Sequence[Message | Mapping[str, str]]  # a conversation; a mapping has "role" and "content"
+Turns = Sequence[Message | Mapping[str, Any]]  # a conversation; mappings are as OpenAI has them
 
 
 class Options(TypedDict, total=False):
@@ -103,11 +103,12 @@ def _is_one(prompt: object) -> bool:
     )
 
 
-def _message(turn: Message | Mapping[str, str]) -> Message:
+def _message(turn: Message | Mapping[str, Any]) -> Message:
     if isinstance(turn, Message):
         return turn
     try:
-        return Message(turn["role"], turn["content"])
+        reasoning = turn.get("reasoning_content", turn.get("reasoning"))
+        return Message(turn["role"], turn["content"] or "", reasoning, tuple(turn.get("tool_calls") or ()))
     except KeyError as error:
         raise UserError(f"A message lacks {error}; it has a role and a content.") from None
 

@@ -64,7 +64,9 @@ def write_gguf(
             _add(writer, f"{arch}.{key}", value)
         for key, value in vocabulary.items():
             _add(writer, key, value)
-        _add(writer, "tokenizer.chat_template", chat.template)
+        for key, template in (("chat_template", chat.template), ("chat_template.tool_use", chat.tool_template)):
+            if template is not None:
+                _add(writer, f"tokenizer.{key}", template)
         _write_tensors(writer, model, arch, dtype)
         writer.close()
         sync(part)
