@@ -103,7 +103,6 @@ class Watch:
 
         import numpy as np
 
-        from mull.model import weights
         from mull.train import checkpoint
 
         sys.addaudithook(self._audit)
@@ -111,7 +110,7 @@ class Watch:
         io.open = lambda *a, **k: self._writable(plain(*a, **k))  # type: ignore[assignment]
         sync = os.fsync
         os.fsync = lambda handle: self._sync(sync, handle)
-        for module, name, place in ((checkpoint, "save_file", 1), (weights, "save_file", 1), (np, "save", 0)):
+        for module, name, place in ((checkpoint, "save_file", 1), (np, "save", 0)):
             setattr(module, name, self._halved(getattr(module, name), place))
 
     def _audit(self, event: str, words: tuple[Any, ...]) -> None:

@@ -100,8 +100,7 @@ def test_parameters_are_those_of_the_model(name: str) -> None:
     assert counted_.total + counted_.mtp == count_parameters(Transformer(cfg))
     idle = (cfg.experts - cfg.active_experts) * 3 * cfg.width * cfg.expert_ffn
     mixtures = sum(cfg.is_moe(layer) for layer in range(cfg.layers))
-    table = 0 if cfg.tied else cfg.vocab * cfg.width
-    assert counted_.total - counted_.active == idle * mixtures + table
+    assert counted_.total - counted_.active == idle * mixtures
 
 
 @pytest.mark.parametrize("name", ["mla", "llama"])
@@ -124,5 +123,5 @@ def test_the_published_models_sizes() -> None:
     )  # fmt: skip
     counted_ = parameters(cfg)
     assert counted_.total == pytest.approx(671e9, rel=0.002)
-    assert counted_.active == pytest.approx(36.6e9, rel=0.002)
+    assert counted_.active == pytest.approx(37.55e9, rel=0.002)
     assert cache_bytes(cfg, element=2) == 70272

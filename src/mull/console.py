@@ -195,9 +195,9 @@ def _sizes(facts: Row) -> dict[str, str]:
 
 
 def _parameters(n: int) -> str:
-    """As models are spoken of: 671B, 37B, 135M."""
+    """As models are spoken of: 671B, 37B (of 37.6), 135M."""
     if n >= 10e9:
-        return f"{n / 1e9:,.0f}B"
+        return f"{n // 10**9:,}B"
     return count(n).replace(THIN, "").replace("G", "B")
 
 

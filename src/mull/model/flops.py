@@ -17,7 +17,7 @@ from mull.model.config import ModelConfig
 @dataclass(frozen=True)
 class Parameters:
     total: int  # MTP layers not counted: they are no part of the model that answers
-    active: int  # multiplied with for one token: of experts the chosen and the shared; not the embedding, a lookup
+    active: int  # for one token: of experts the chosen and the shared; the embedding table, a lookup, whole
     mtp: int
 
 
@@ -51,9 +51,7 @@ def _vectors(cfg: ModelConfig) -> int:
 
 
 def parameters(cfg: ModelConfig) -> Parameters:
-    table = cfg.vocab * cfg.width
-    active = table + cfg.width  # the head's; the embedding's too where they are one
-    total = active if cfg.tied else active + table
+    total = active = cfg.vocab * cfg.width * (1 if cfg.tied else 2) + cfg.width
     for layer in range(cfg.layers):
         every, used = _ffn(cfg, layer)
         rest = _attention(cfg) + _vectors(cfg)
