@@ -5,10 +5,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt
 ARGS ?=
+SECONDS ?= 180
 BENCH ?= training decoding scaling against_transformers against_trl muon_adamw
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench gpu wheel clean
+.PHONY: help demo test check format bench fuzz gpu wheel clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -29,6 +30,10 @@ format: $(VENV)/.installed-dev ## sort imports and mend what ruff can mend by it
 
 bench: $(VENV)/.installed-bench ## speed on this machine, beside transformers and TRL too: BENCH=training ARGS=... runs one (all: an hour)
 	@for each in $(BENCH); do echo "$$each:"; $(BIN)/python benchmarks/$$each.py $(ARGS) || exit; done
+
+fuzz: $(VENV)/.installed-dev ## three minutes of mutated files for each reader of headers (SECONDS=... for longer)
+	$(PIP) -e '.[fuzz]'
+	@for each in gguf safetensors; do $(BIN)/python tests/fuzz/fuzz_$$each.py -max_total_time=$(SECONDS) || exit; done
 
 gpu: $(VENV)/.installed-dev ## the tests that need a GPU, then the benchmarks on it
 	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
