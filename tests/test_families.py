@@ -207,7 +207,7 @@ def test_deepseek_v3_counts() -> None:
 
 
 PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {  # total parameters as their publishers say them: config.json
-    "Llama-3.2-1B 1.24": ("llama", {
+    "Llama-3.2-1B 1.236": ("llama", {
         "vocab_size": 128256, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
         "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64, "tie_word_embeddings": True,
         "rope_theta": 500000.0, "rope_scaling": {
