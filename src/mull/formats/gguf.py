@@ -36,13 +36,13 @@ TYPES: dict[int, tuple[str, int, int]] = {
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 10: "Q", 11: "q", 12: "d"}  # value type -> struct
 BOOL, STRING, ARRAY = 7, 8, 9
 
-# several times what the largest published models have
-MOST_BYTES = 2**27  # of the header
+# a multiple of what the largest published models have
+MOST_BYTES = 2**26  # of the header
 MOST_KEYS = 2**14
 MOST_TENSORS = 2**16
-MOST_ELEMENTS = 2**22  # of all arrays together
-MOST_NAME = 2**16  # letters of a key or tensor name
-MOST_NESTING = 4
+MOST_ELEMENTS = 2**22  # of all arrays together; a text counts as two
+MOST_TEXT = 2**22  # bytes of one text
+MOST_NAME = 2**16  # bytes of a key or tensor name
 MOST_ALIGNMENT = 2**16
 
 
@@ -60,6 +60,11 @@ class Header:
     version: int
     metadata: dict[str, Any]  # arrays are lists
     tensors: dict[str, TensorInfo]  # in the file's order
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether a path is that of a GGUF file, by its name. Raises nothing, whether or not there is one."""
+    return path.suffix.lower() == ".gguf" and not path.is_dir()
 
 
 def read_header(path: Path) -> Header:
@@ -119,55 +124,55 @@ class _Reader:
     def number(self, code: str) -> Any:
         return struct.unpack_from(f"<{code}", self.data, self.take(struct.calcsize(f"<{code}")))[0]
 
-    def string(self) -> str:
+    def string(self, most: int = MOST_TEXT) -> str:
         length = self.number("Q")
         at = self.take(length)
+        if length > most:  # decoded it may take four times its bytes
+            raise self.fail(f"the text at byte {at} has {length} bytes; {most} are the most")
         try:
             return self.data[at : at + length].decode()
         except UnicodeDecodeError:
             raise self.fail(f"the text at byte {at} is not UTF-8") from None
 
-    def name(self) -> str:
-        at, name = self.at, self.string()
-        if len(name) > MOST_NAME:
-            raise self.fail(f"the name at byte {at} has {len(name)} letters; {MOST_NAME} are the most")
-        return name
-
     def metadata(self, count: int) -> dict[str, Any]:
         metadata: dict[str, Any] = {}
         for _ in range(count):
-            key = self.name()
+            key = self.string(MOST_NAME)
             if key in metadata:
-                raise self.fail(f"the key {_shown(key)} is there twice")
+                raise self.fail(f"the key {shown(key)} is there twice")
             metadata[key] = self.value(self.number("I"))
         split = metadata.get("split.count", 0)
         if type(split) is not int:
             raise self.fail("split.count is no whole number")
         return metadata
 
-    def value(self, kind: int, nesting: int = 0) -> Any:
+    def value(self, kind: int) -> Any:
         if kind in NUMBERS:
             return self.number(NUMBERS[kind])
         if kind == BOOL:
             return self.flags(1)[0]
         if kind == STRING:
             return self.string()
-        if kind != ARRAY:
-            raise self.fail(f"there is no value type {kind} (before byte {self.at})")
-        if nesting == MOST_NESTING:
-            raise self.fail(f"arrays lie more than {MOST_NESTING} deep in one another at byte {self.at}")
-        inner, count = self.number("I"), self.number("Q")
-        if count > self.elements:
-            raise self.fail(f"an array of {count} elements is announced at byte {self.at}; {self.elements} may come")
-        self.elements -= count
-        if inner in NUMBERS:
-            code = f"<{count}{NUMBERS[inner]}"
+        if kind == ARRAY:
+            return self.array(self.number("I"), self.number("Q"))
+        raise self.fail(f"there is no value type {kind} (before byte {self.at})")
+
+    def array(self, kind: int, count: int) -> list[Any]:
+        """Of anything but arrays, which ggml's own reader refuses too."""
+        cost = 2 * count if kind == STRING else count
+        if cost > self.elements:
+            raise self.fail(f"an array of {count} elements is announced at byte {self.at}, more than may still come")
+        self.elements -= cost
+        if kind in NUMBERS:
+            code = f"<{count}{NUMBERS[kind]}"
             return list(struct.unpack_from(code, self.data, self.take(struct.calcsize(code))))
-        if inner == BOOL:
+        if kind == BOOL:
             return self.flags(count)
-        if inner == STRING:
+        if kind == STRING:
             return self.strings(count)
-        return [self.value(inner, nesting + 1) for _ in range(count)]
+        if kind == ARRAY:
+            raise self.fail(f"an array of arrays is announced at byte {self.at}")
+        raise self.fail(f"there is no value type {kind} (before byte {self.at})")
 
     def flags(self, count: int) -> list[bool]:
         at = self.take(count)
@@ -185,7 +190,7 @@ class _Reader:
             for _ in range(count):
                 begin = at + 8
                 at = begin + unpack(data, at)[0]
-                if at > end:
+                if at > end or at - begin > MOST_TEXT:
                     break
                 texts.append(data[begin:at].decode())
         except UnicodeDecodeError:
@@ -193,32 +198,34 @@ class _Reader:
         except struct.error:
             pass
         if len(texts) < count:
-            raise self.fail(f"of {count} texts announced at byte {self.at} only {len(texts)} are there")
+            raise self.fail(
+                f"of {count} texts announced at byte {self.at} only {len(texts)} are there (of {MOST_TEXT} bytes each)"
+            )
         self.at = at
         return texts
 
     def alignment(self, metadata: dict[str, Any]) -> int:
         alignment = metadata.get("general.alignment", 32)
         if type(alignment) is not int or not 8 <= alignment <= MOST_ALIGNMENT or alignment & (alignment - 1):
-            raise self.fail(f"its alignment {_shown(alignment)} is no power of two from 8 to {MOST_ALIGNMENT}")
+            raise self.fail(f"its alignment {shown(alignment)} is no power of two from 8 to {MOST_ALIGNMENT}")
         return alignment
 
     def tensors(self, count: int, alignment: int) -> dict[str, TensorInfo]:
         found: dict[str, TensorInfo] = {}
         for _ in range(count):
-            name = self.name()
+            name = self.string(MOST_NAME)
             if name in found:
-                raise self.fail(f"the tensor {_shown(name)} is there twice")
+                raise self.fail(f"the tensor {shown(name)} is there twice")
             found[name] = self.tensor(name, alignment)
         start = -(-self.at // alignment) * alignment
         tensors = {name: TensorInfo(one.shape, one.type, start + one.offset, one.bytes) for name, one in found.items()}
         begin_end = sorted((one.offset, one.offset + one.bytes, name) for name, one in tensors.items())
         for (_, end, name), (begin, _, other) in pairwise(begin_end):
             if begin < end:
-                raise self.fail(f"the tensors {_shown(name)} and {_shown(other)} overlap")
+                raise self.fail(f"the tensors {shown(name)} and {shown(other)} overlap")
         if begin_end and begin_end[-1][1] > len(self.data):
             raise self.fail(
-                f"the tensor {_shown(begin_end[-1][2])} would end at byte {begin_end[-1][1]} of {len(self.data)}"
+                f"the tensor {shown(begin_end[-1][2])} would end at byte {begin_end[-1][1]} of {len(self.data)}"
             )
         return tensors
 
@@ -226,25 +233,25 @@ class _Reader:
         """Its offset is still counted from the beginning of the data."""
         axes = self.number("I")
         if not 1 <= axes <= 4:
-            raise self.fail(f"the tensor {_shown(name)} has {axes} dimensions, not 1 to 4")
+            raise self.fail(f"the tensor {shown(name)} has {axes} dimensions, not 1 to 4")
         sizes = [self.number("Q") for _ in range(axes)]
         kind, offset = self.number("I"), self.number("Q")
         if kind not in TYPES:
-            raise self.fail(f"the tensor {_shown(name)} has the unknown type {kind}")
+            raise self.fail(f"the tensor {shown(name)} has the unknown type {kind}")
         type_, block, block_bytes = TYPES[kind]
         if 0 in sizes:
-            raise self.fail(f"the tensor {_shown(name)} is empty")
+            raise self.fail(f"the tensor {shown(name)} is empty")
         if sizes[0] % block:
-            raise self.fail(f"the tensor {_shown(name)} has rows of {sizes[0]}, and {type_} has blocks of {block}")
+            raise self.fail(f"the tensor {shown(name)} has rows of {sizes[0]}, and {type_} has blocks of {block}")
         if offset % alignment:
-            raise self.fail(f"the tensor {_shown(name)} lies at {offset}, which is no multiple of {alignment}")
+            raise self.fail(f"the tensor {shown(name)} lies at {offset}, which is no multiple of {alignment}")
         return TensorInfo(tuple(reversed(sizes)), type_, offset, prod(sizes) // block * block_bytes)
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """For a message: whatever a file says, in one short line."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:76]}...{text[-1]}"
 
 
-__all__ = ["TYPES", "Header", "TensorInfo", "read_header"]
+__all__ = ["TYPES", "Header", "TensorInfo", "is_gguf", "read_header", "shown"]

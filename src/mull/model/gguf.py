@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from mull.config import build, nearest
-from mull.formats.gguf import Header
+from mull.formats.gguf import Header, shown
 from mull.model.config import Llama3Rope, ModelConfig
 from mull.model.layers import rotary_frequencies
 from mull.model.transformer import Transformer
@@ -52,7 +52,7 @@ class _Keys:
         self.left = {key.removeprefix(begin): value for key, value in header.metadata.items() if key.startswith(begin)}
 
     def fail(self, key: str, value: object, wanted: str) -> UserError:
-        return UserError(f"{self.where}: {self.arch}.{key} = {_shown(value)} is not supported; {wanted} is.")
+        return UserError(f"{self.where}: {self.arch}.{key} = {shown(value)} is not supported; {wanted} is.")
 
     def take(self, key: str, default: Any = None) -> Any:
         """Raises UserError for a key that is missing and has no default; so do those below, and for other types."""
@@ -89,12 +89,7 @@ class _Keys:
     def done(self) -> None:
         for key in self.left:
             if key not in IDLE:
-                raise UserError(f"{self.where}: the key {self.arch}.{_shown(key)[1:-1]} is not supported.")
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}..."
+                raise UserError(f"{self.where}: the key {self.arch}.{shown(key)[1:-1]} is not supported.")
 
 
 def config_of(header: Header) -> ModelConfig:
@@ -391,7 +386,7 @@ def _whole(cfg: ModelConfig, header: Header) -> None:
         if info is not None and info.shape != slot.shape:
             raise UserError(f"{header.path}: {slot.theirs} has shape {list(info.shape)}, not {list(slot.shape)}.")
     if left:
-        raise UserError(f"{header.path} holds a tensor {_shown(next(iter(left)))}, for which its keys have no place.")
+        raise UserError(f"{header.path} holds a tensor {shown(next(iter(left)))}, for which its keys have no place.")
 
 
 def fill(model: Transformer, path: Path, header: Header) -> None:
