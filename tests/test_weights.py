@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -187,13 +188,32 @@ def test_damaged_weights_are_named(saved: Path) -> None:
         load_model(saved)
 
 
-def test_a_failed_save_leaves_the_old_model(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = {p.name: p.read_bytes() for p in saved.iterdir()}
-    blocker = saved.with_name(f".{saved.name}.part")
-    blocker.write_text("a file where the folder should be")
-    with pytest.raises(OSError, match="part"):
-        save_model(saved, model_of(MOE, seed=9), chat())
-    assert {p.name: p.read_bytes() for p in saved.iterdir()} == before
+def test_a_failed_save_leaves_the_old_model(saved: Path) -> None:
+    """The kernel's own limit on the size of a file stands in for a full disk."""
+    before = {p: p.read_bytes() for p in saved.parent.rglob("*") if p.is_file()}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            save_model(saved, model_of(MOE, seed=9), chat())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {p: p.read_bytes() for p in saved.parent.rglob("*") if p.is_file()} == before
+    assert list(saved.parent.iterdir()) == [saved]
+
+
+def test_a_save_removes_what_a_killed_one_left_and_nothing_else(saved: Path) -> None:
+    code = (
+        "import os, sys; from pathlib import Path; from mull.model.weights import beside\n"
+        "with beside(Path(sys.argv[1])) as part: (part / 'half').touch(); os._exit(9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(saved)]).returncode == 9
+    (left,) = (p for p in saved.parent.iterdir() if p != saved)
+    mine = {saved.with_name(name) for name in (".m.part", ".m.parts", "m.part", f".m2{left.name[2:]}")}
+    for path in mine:
+        path.mkdir()
+    save_model(saved, model_of(MOE), chat())
+    assert set(saved.parent.iterdir()) == {saved, *mine}
 
 
 def test_a_model_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,9 @@ import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -30,6 +32,7 @@ from mull.types import UserError, sync
 
 DTYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16", "fp8": "F8_E4M3"}  # --dtype -> most of the tensors
 MATRICES = ("_proj.weight", "_proj_with_mqa.weight")  # of attention and feed-forward
+PART = ".part"  # behind the name of a directory that is still being written
 WIDE = ("lm_head.weight", "mlp.gate.weight", "eh_proj.weight")  # matrices that FP8 leaves as they are
 
 
@@ -77,8 +80,13 @@ def allocate(cfg: ModelConfig, device: torch.device | str = "cpu") -> Transforme
 
 
 def save_model(folder: Path, model: Transformer, chat: Chat) -> None:
-    """Write or replace a model directory. Raises OSError where writing fails; what was there before then still is."""
+    """Write or replace a model directory of a run, and remove what a killed process left of the same.
+
+    Raises OSError where writing fails; what was there before then still is.
+    """
     folder = Path(folder)
+    for left in folder.parent.glob(f".{escape(folder.name)}.????????{PART}"):
+        shutil.rmtree(left, ignore_errors=True)
     with beside(folder) as part:
         write_weights(part, places(model.cfg), plan_of(model, "f32"))
         write_config(part, model.cfg, chat, "f32")
@@ -91,15 +99,13 @@ def save_model(folder: Path, model: Transformer, chat: Chat) -> None:
 
 @contextmanager
 def beside(folder: Path) -> Iterator[Path]:
-    """An empty directory beside `folder`, to be renamed to it. What goes wrong in between leaves nothing behind."""
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        part.mkdir(parents=True)
+    """An empty directory to be renamed to `folder`. It is in one beside, with a name that nothing else has; only a kill
+    leaves anything of that behind."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(PART, f".{folder.name}.", folder.parent, ignore_cleanup_errors=True) as place:
+        part = Path(place, folder.name)
+        part.mkdir()
         yield part
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
 
 
 def sync_all(folder: Path) -> None:
