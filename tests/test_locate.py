@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -185,3 +187,18 @@ def test_locating_is_light():
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout == "set()\n"
+
+
+def test_gigabytes_are_not_read_to_see_what_a_directory_is(done: Path):
+    """Holes of 64 GB where configurations, results and indices belong."""
+    run = Path("run")
+    shutil.copytree(done, run)
+    folder = model("model", "model.safetensors")
+    for path in (folder / "config.json", run / "models" / "result.json"):
+        with path.open("r+b") as file:
+            file.truncate(2**36)
+    begin = time.process_time()
+    assert locate(folder).folder == folder  # whoever reads its configuration refuses it
+    assert "result.json cannot be read (" in refused(run)
+    assert "no such file is that large" in refused(run)
+    assert time.process_time() - begin < 1

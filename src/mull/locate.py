@@ -6,7 +6,6 @@ repository of the hub only by `mull pull`. So nothing but the first use of a nam
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import dataclass
 from os import PathLike
@@ -15,9 +14,12 @@ from typing import Any
 
 from mull import hub
 from mull.config import build, nearest
+from mull.formats.bounded import read_object
 from mull.formats.safetensors import INDEX, PICKLES, WHOLE, read_folder
 from mull.ledger import Rates
 from mull.types import UserError
+
+MOST_BYTES = 2**22  # of a run's or model's config.json, and more than enough for what a run's result is
 
 
 @dataclass(frozen=True)
@@ -112,10 +114,9 @@ def judged(run: Path) -> dict[str, str]:
 
 def _config(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return read_object(path / "config.json", MOST_BYTES)
+    except (OSError, UserError):  # whoever needs it says what is wrong with it
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _of_run(run: Path, name: str) -> Located:
@@ -126,11 +127,11 @@ def _of_run(run: Path, name: str) -> Located:
     if not name:
         result = run / "models" / "result.json"
         try:
-            name = str(json.loads(result.read_text(encoding="utf-8"))["model"])
+            name = str(read_object(result, MOST_BYTES)["model"])
         except FileNotFoundError:
             finished = f"finished so far: {', '.join(made)}, as {run}:NAME" if made else "no model is finished"
             raise UserError(f"{run} has not made its result yet ({finished}); the same command continues it.") from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, UserError, KeyError) as error:
             raise UserError(f"{result} cannot be read ({error}); name a model: {run}:NAME.") from None
     if name not in made:
         raise UserError(

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import json
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +19,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from mull.formats.safetensors import INDEX, WHOLE
+from mull.formats.bounded import read_object, read_text
+from mull.formats.safetensors import INDEX, MOST_JSON, WHOLE
 from mull.hub.cache import Say, alone
 from mull.types import UserError, sync
 
@@ -111,19 +111,19 @@ def snapshot(repo: Repo) -> Path | None:
 def _kept(repo: Repo) -> Path:
     """Where the cache has the commit that a revision means, if it has it."""
     try:
-        commit = (repo.folder / "refs" / repo.revision).read_text(encoding="utf-8").strip()
-    except OSError:
+        commit = read_text(repo.folder / "refs" / repo.revision, 256).strip()
+    except (OSError, UserError):
         commit = repo.revision
     return repo.folder / "snapshots" / commit
 
 
 def _has_shards(folder: Path) -> bool:
     try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        index = read_object(folder / INDEX, MOST_JSON)
         return all((folder / str(name)).is_file() for name in set(index["weight_map"].values()))
     except FileNotFoundError:
         return False
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError):
         return True  # its reader says what is wrong with it
 
 
