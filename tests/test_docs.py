@@ -143,11 +143,10 @@ def fields() -> set[str]:
 
 
 def kind_of(field: FieldInfo) -> str:
-    """A field's type and bounds, as the reference writes them."""
+    """A field's type and bounds, as the reference writes them; those that only keep absurd numbers out, it does not."""
     bounds = {"gt": "> {}", "ge": ">= {}", "lt": "< {}", "le": "<= {}"}
-    limits = [
-        text.format(getattr(m, name)) for m in field.metadata for name, text in bounds.items() if hasattr(m, name)
-    ]
+    said = [(text, getattr(m, name)) for m in field.metadata for name, text in bounds.items() if hasattr(m, name)]
+    limits = [text.format(value) for text, value in said if value < 100]
     least = [f"at least {m.min_length}" for m in field.metadata if hasattr(m, "min_length")]
     return " ".join([spelt(field.annotation), ", ".join(limits + least)]).strip()
 

@@ -13,27 +13,30 @@ from pydantic import Field, model_validator
 
 from mull.config import Config, nearest
 
+WIDEST = 10_000_000  # no model is as large; beyond these, numbers of bytes do not fit into 64 bits
+LONGEST = 10**12  # tokens
+
 
 class Yarn(Config):
     """YaRN context extension (arXiv 2309.00071) with DeepSeek's softmax-scale correction."""
 
-    factor: float = Field(gt=0)
-    original_length: int = Field(gt=0)
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    mscale: float = 0.0
-    mscale_all_dim: float = 0.0
-    magnitude: float = Field(default=0.0, ge=0)  # what cos and sin are multiplied with; 0: derived from the others
+    factor: float = Field(ge=1e-3, le=1e6)
+    original_length: int = Field(gt=0, le=LONGEST)
+    beta_fast: float = Field(default=32.0, ge=1e-3, le=1e6)
+    beta_slow: float = Field(default=1.0, ge=1e-3, le=1e6)
+    mscale: float = Field(default=0.0, ge=0, le=100)
+    mscale_all_dim: float = Field(default=0.0, ge=0, le=100)
+    magnitude: float = Field(default=0.0, ge=0, le=100)  # of cos and sin; 0: derived from the others
     truncate: bool = True  # the ramp begins and ends at whole pairs
 
 
 class Llama3Rope(Config):
     """Llama 3.1's context extension: slow pairs divided by `factor`, fast ones kept, a linear ramp between."""
 
-    factor: float = Field(gt=0)
-    original_length: int = Field(gt=0)
-    low_freq_factor: float = Field(default=1.0, gt=0)
-    high_freq_factor: float = Field(default=4.0, gt=0)
+    factor: float = Field(ge=1e-3, le=1e6)
+    original_length: int = Field(gt=0, le=LONGEST)
+    low_freq_factor: float = Field(default=1.0, ge=1e-3, le=1e6)
+    high_freq_factor: float = Field(default=4.0, ge=1e-3, le=1e6)
 
     @model_validator(mode="after")
     def _consistent(self) -> Llama3Rope:
@@ -43,47 +46,47 @@ class Llama3Rope(Config):
 
 
 class ModelConfig(Config):
-    vocab: int = Field(default=512, gt=0)
-    width: int = Field(default=128, gt=0)
+    vocab: int = Field(default=512, gt=0, le=WIDEST)
+    width: int = Field(default=128, gt=0, le=WIDEST)
     layers: int = Field(default=4, gt=0, le=10_000)
-    heads: int = Field(default=4, gt=0)
+    heads: int = Field(default=4, gt=0, le=10_000)
     # grouped-query attention (used when kv_rank is 0)
-    kv_heads: int = Field(default=4, gt=0)
+    kv_heads: int = Field(default=4, gt=0, le=10_000)
     head_dim: int = Field(default=32, gt=0, le=65_536)
     qkv_bias: bool = False
     o_bias: bool = False
     qk_norm: Literal["none", "head", "full"] = "none"  # of queries and keys, per head or over all at once
     clip_qkv: float = Field(default=0.0, ge=0)  # queries, keys and values are kept within +-clip_qkv; 0: as they are
     partial_rotary: float = Field(default=1.0, gt=0, le=1)  # this share of each head, its first part, is rotated
-    window: int = Field(default=0, ge=0)  # layers in `windowed` see so many tokens, the newest included
+    window: int = Field(default=0, ge=0, le=LONGEST)  # layers in `windowed` see so many tokens, the newest included
     windowed: tuple[int, ...] = ()
     # multi-head latent attention (used when kv_rank is set)
-    q_rank: int = Field(default=0, ge=0)
-    kv_rank: int = Field(default=0, ge=0)
-    nope_dim: int = Field(default=16, ge=0)
-    rope_dim: int = Field(default=16, ge=0)
-    v_dim: int = Field(default=32, gt=0)
+    q_rank: int = Field(default=0, ge=0, le=WIDEST)
+    kv_rank: int = Field(default=0, ge=0, le=WIDEST)
+    nope_dim: int = Field(default=16, ge=0, le=65_536)
+    rope_dim: int = Field(default=16, ge=0, le=65_536)
+    v_dim: int = Field(default=32, gt=0, le=65_536)
     # feed-forward: `dense_layers` first layers are one SwiGLU of width `ffn`, the others mixtures
-    ffn: int = Field(default=256, gt=0)
-    dense_layers: int = Field(default=0, ge=0)
-    experts: int = Field(default=0, ge=0)
+    ffn: int = Field(default=256, gt=0, le=WIDEST)
+    dense_layers: int = Field(default=0, ge=0, le=10_000)
+    experts: int = Field(default=0, ge=0, le=100_000)
     active_experts: int = Field(default=2, gt=0)
-    shared_experts: int = Field(default=1, ge=0)
-    expert_ffn: int = Field(default=64, gt=0)
+    shared_experts: int = Field(default=1, ge=0, le=10_000)
+    expert_ffn: int = Field(default=64, gt=0, le=WIDEST)
     groups: int = Field(default=1, gt=0)
     active_groups: int = Field(default=1, gt=0)
     score: Literal["sigmoid", "softmax"] = "sigmoid"  # softmax routers have no balancing bias on disk
     router_scale: float = 1.0
     renormalise: bool = True
     # the rest
-    mtp_layers: int = Field(default=0, ge=0)
-    rope_theta: float = Field(default=10000.0, gt=0)
+    mtp_layers: int = Field(default=0, ge=0, le=100)
+    rope_theta: float = Field(default=10000.0, gt=1, le=1e15)
     yarn: Yarn | None = None
     llama3_rope: Llama3Rope | None = None
-    linear_rope: float = Field(default=1.0, gt=0)  # positions are divided by it
+    linear_rope: float = Field(default=1.0, ge=1e-3, le=1e6)  # positions are divided by it
     eps: float = Field(default=1e-6, gt=0)
     tied: bool = False
-    max_length: int = Field(default=2048, gt=0)
+    max_length: int = Field(default=2048, gt=0, le=LONGEST)
     init_std: float = Field(default=0.02, gt=0)
 
     @model_validator(mode="before")

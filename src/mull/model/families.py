@@ -13,17 +13,20 @@ What a config.json leaves unsaid has the value that transformers gives it; what 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mull.config import build, nearest
+from mull.formats.bounded import read_object
 from mull.model.config import ModelConfig, family_of
+from mull.model.flops import parameters
+from mull.model.rope import rope_from_hf, rope_to_hf
 from mull.types import UserError
 
-LARGEST = 16 * 2**20  # bytes of a config.json
+MOST_BYTES = 2**22  # of a config.json
+LARGEST = 10**15  # parameters of a model
 
 # our field -> the name in config.json; every family shares these
 COMMON = {
@@ -57,10 +60,19 @@ LATENT = {
     "v_dim": "v_head_dim",
 }
 HEADS = {"head_dim": "head_dim"}
+BIAS = {"qkv_bias": "attention_bias"}
 SOFTMAX = {"experts": "num_experts", "active_experts": "num_experts_per_tok", "renormalise": "norm_topk_prob"}
-NO_SCALING = {"rope_theta": 10000.0, "max_length": 2048, "eps": 1e-6}
+UNSAID = {"rope_theta": 10000.0, "max_length": 2048, "eps": 1e-6, "tied": False, "shared_experts": 0, "qkv_bias": False}
+NEEDED = ("vocab", "width", "layers", "heads", "ffn", "experts", "expert_ffn", "kv_rank", "nope_dim", "rope_dim", "v_dim")
 NOT_LATENT = {"kv_rank": 0, "q_rank": 0}
-NOT_MIXED = {"experts": 0, "active_experts": 1}
+NOT_MIXED = {"experts": 0, "active_experts": 1, "dense_layers": 0}
+DENSE = NOT_LATENT | NOT_MIXED
+CAUSAL = {"hidden_act": "silu", "is_causal": True, "use_bidirectional_attention": False}
+MOST_LAYERS = 10_000
+
+Raw = Mapping[str, Any]
+Read = Callable[[Raw, int, str], dict[str, Any]]  # config.json, its layers, where it is -> our values
+Write = Callable[[ModelConfig], dict[str, Any]]  # -> keys of config.json
 
 
 @dataclass(frozen=True)
@@ -70,13 +82,133 @@ class Family:
     fixed: Mapping[str, Any]  # keys of config.json that have one value here; any other is refused
     unsaid: Mapping[str, Any] = field(default_factory=dict)  # our field -> its value where config.json has no such key
     implied: Mapping[str, Any] = field(default_factory=dict)  # our field -> its value in every model of the family
+    own: tuple[tuple[Read, Write], ...] = ()  # what it says in its own way
+    any_kv_heads: bool = False  # as many as heads, if nothing is said
+    o_bias: bool = False  # attention_bias is of the output too
 
 
-SILU = {"hidden_act": "silu"}
+# what some families say in their own way
+
+
+def _bounded(raw: Raw, key: str, where: str, least: int, unsaid: int) -> int:
+    value = raw.get(key, unsaid)
+    if type(value) is not int or not least <= value <= MOST_LAYERS:
+        raise UserError(f"{where}: {key} = {str(value)[:80]} is no whole number from {least} to {MOST_LAYERS}.")
+    return value
+
+
+def _kinds(raw: Raw, key: str, allowed: Sequence[str], layers: int, where: str) -> list[str]:
+    kinds = raw[key]
+    if not isinstance(kinds, list) or len(kinds) != layers or any(kind not in allowed for kind in kinds):
+        raise UserError(f"{where}: {key} must name one of {', '.join(allowed)} for each of the {layers} layers.")
+    return kinds
+
+
+def _leading(dense: Sequence[int], key: str, where: str) -> dict[str, Any]:
+    if list(dense) != list(range(len(dense))):
+        raise UserError(f"{where}: {key} has dense layers behind mixtures, which is not supported.")
+    return {"dense_layers": len(dense)}
+
+
+def _read_dense(raw: Raw, layers: int, where: str) -> dict[str, Any]:
+    return {"dense_layers": _bounded(raw, "first_k_dense_replace", where, 0, 0)} if FIRST in raw else {}
+
+
+def _read_dense_list(raw: Raw, layers: int, where: str) -> dict[str, Any]:
+    dense = raw.get("mlp_only_layers") or []
+    if not isinstance(dense, list) or not all(type(layer) is int and 0 <= layer < layers for layer in dense):
+        raise UserError(f"{where}: mlp_only_layers = {str(dense)[:80]} is no list of layers.")
+    return _leading(sorted(set(dense)), "mlp_only_layers", where)
+
+
+def _read_dense_kinds(raw: Raw, layers: int, where: str) -> dict[str, Any]:
+    if raw.get("mlp_layer_types") is None:
+        return {"dense_layers": min(_bounded(raw, FIRST, where, 0, 1), layers)}
+    kinds = _kinds(raw, "mlp_layer_types", ("dense", "sparse"), layers, where)
+    return _leading([at for at, kind in enumerate(kinds) if kind == "dense"], "mlp_layer_types", where)
+
+
+def _write_dense_list(cfg: ModelConfig) -> dict[str, Any]:
+    return {"mlp_only_layers": list(range(cfg.dense_layers))}
+
+
+def _write_all_dense(cfg: ModelConfig) -> dict[str, Any]:
+    """All layers dense: the family has no other way to say so."""
+    return {} if cfg.experts else {FIRST: cfg.layers, "n_routed_experts": 1, "num_experts_per_tok": 1}
+
+
+def _read_latent(raw: Raw, layers: int, where: str) -> dict[str, Any]:
+    if raw["kv_lora_rank"] == 0:
+        raise UserError(f"{where}: kv_lora_rank = 0 is no latent attention.")
+    if raw.get("head_dim", raw["qk_rope_head_dim"]) != raw["qk_rope_head_dim"]:  # another name for it, here
+        raise UserError(f"{where}: head_dim and qk_rope_head_dim say different things.")
+    return {"q_rank": raw["q_lora_rank"] or 0} if "q_lora_rank" in raw else {}  # null: queries in one matrix
+
+
+def _write_latent(cfg: ModelConfig) -> dict[str, Any]:
+    return {"num_key_value_heads": cfg.heads, "q_lora_rank": cfg.q_rank or None}
+
+
+def _read_head_norm(raw: Raw, layers: int, where: str) -> dict[str, Any]:
+    return {"qk_norm": "head" if raw.get("use_qk_norm", False) else "none"}
+
+
+def _write_head_norm(cfg: ModelConfig) -> dict[str, Any]:
+    return {"use_qk_norm": cfg.qk_norm == "head"}
+
+
+def _read_clip(raw: Raw, layers: int, where: str) -> dict[str, Any]:
+    if raw.get("clip_qkv", 1) == 0:
+        raise UserError(f"{where}: clip_qkv = 0 leaves nothing of queries, keys and values; null does not clip.")
+    return {}
+
+
+def _write_clip(cfg: ModelConfig) -> dict[str, Any]:
+    return {"clip_qkv": cfg.clip_qkv or None}
+
+
+def _read_window(raw: Raw, layers: int, where: str) -> dict[str, Any]:
+    """In all layers: qwen3_moe."""
+    window = raw.get("sliding_window", 4096) if raw.get("use_sliding_window", False) else None
+    return {} if window is None else {"window": window, "windowed": tuple(range(layers))}
+
+
+def _write_window(cfg: ModelConfig) -> dict[str, Any]:
+    return {"use_sliding_window": bool(cfg.windowed), "sliding_window": cfg.window or None}
+
+
+def _read_windows(raw: Raw, layers: int, where: str) -> dict[str, Any]:
+    """In some layers: qwen2, qwen3."""
+    window = _read_window(raw, layers, where).get("window")
+    if raw.get("layer_types") is not None:
+        kinds = _kinds(raw, "layer_types", WINDOW_KINDS, layers, where)
+        windowed = [at for at, kind in enumerate(kinds) if kind == "sliding_attention"]
+        if windowed and window is None:
+            raise UserError(f"{where}: layer_types names sliding layers, but no sliding_window is in use.")
+    else:
+        windowed = range(min(_bounded(raw, "max_window_layers", where, 0, 28), layers), layers)
+    return {"window": window, "windowed": tuple(windowed)} if window is not None and len(windowed) else {}
+
+
+def _write_windows(cfg: ModelConfig) -> dict[str, Any]:
+    return _write_window(cfg) | {
+        "max_window_layers": min(cfg.windowed, default=cfg.layers),
+        "layer_types": [WINDOW_KINDS[layer in cfg.windowed] for layer in range(cfg.layers)],
+    }
+
+
+def _nothing(*_: Any) -> dict[str, Any]:
+    return {}
+
+
+FIRST = "first_k_dense_replace"
+WINDOW_KINDS = ("full_attention", "sliding_attention")
+LATENTS, WINDOWS = (_read_latent, _write_latent), (_read_windows, _write_windows)
+
 DEEPSEEK = Family(
     "DeepseekV3ForCausalLM",
     COMMON | EXPERTS | DEEP | LATENT,
-    SILU | {
+    CAUSAL | {
         "attention_bias": False, "rope_interleave": True, "scoring_func": "sigmoid", "topk_method": "noaux_tc",
         "moe_layer_freq": 1,
     },
@@ -84,7 +216,7 @@ DEEPSEEK = Family(
         "active_experts": 8, "shared_experts": 1, "groups": 8, "active_groups": 4, "router_scale": 2.5,
         "renormalise": True, "dense_layers": 3, "q_rank": 1536, "max_length": 4096,
     },
-    implied={"score": "sigmoid"},
+    implied={"score": "sigmoid"}, any_kv_heads=True, own=(LATENTS, (_read_dense, _write_all_dense)),
 )  # fmt: skip
 FAMILIES: dict[str, Family] = {
     "deepseek_v3": DEEPSEEK,
@@ -96,61 +228,56 @@ FAMILIES: dict[str, Family] = {
             "active_experts": 4, "shared_experts": 1, "router_scale": 1.8, "renormalise": True, "q_rank": 768,
             "eps": 1e-5, "max_length": 202752,
         },
-        implied={"score": "sigmoid"},
+        implied={"score": "sigmoid"}, any_kv_heads=True, own=(LATENTS, (_read_dense_kinds, _nothing)),
     ),
     "glm4_moe": Family(
         "Glm4MoeForCausalLM",
-        COMMON | EXPERTS | DEEP | HEADS | {"qkv_bias": "attention_bias", "partial_rotary": "partial_rotary_factor"},
-        SILU,
+        COMMON | EXPERTS | DEEP | HEADS | BIAS | {"partial_rotary": "partial_rotary_factor"},
+        CAUSAL,
         unsaid={
             "active_experts": 8, "shared_experts": 1, "renormalise": True, "dense_layers": 1, "partial_rotary": 0.5,
             "eps": 1e-5, "max_length": 131072,
         },
         implied={"score": "sigmoid"} | NOT_LATENT,
+        own=((_read_dense, _nothing), (_read_head_norm, _write_head_norm)),
     ),
     "olmoe": Family(
         "OlmoeForCausalLM",
-        COMMON | SOFTMAX | {"qkv_bias": "attention_bias", "clip_qkv": "clip_qkv", "expert_ffn": "intermediate_size"},
-        SILU,
+        COMMON | SOFTMAX | BIAS | {"clip_qkv": "clip_qkv", "expert_ffn": "intermediate_size"},
+        CAUSAL,
         unsaid={"active_experts": 8, "renormalise": False, "eps": 1e-5, "max_length": 4096},
         implied={"score": "softmax", "qk_norm": "full", "shared_experts": 0, "dense_layers": 0} | NOT_LATENT,
+        own=((_read_clip, _write_clip),), any_kv_heads=True, o_bias=True,
     ),
     "qwen3_moe": Family(
         "Qwen3MoeForCausalLM",
-        COMMON | SOFTMAX | HEADS | {"qkv_bias": "attention_bias", "expert_ffn": "moe_intermediate_size"},
-        SILU | {"decoder_sparse_step": 1},
+        COMMON | SOFTMAX | HEADS | BIAS | {"expert_ffn": "moe_intermediate_size"},
+        CAUSAL | {"decoder_sparse_step": 1},
         unsaid={"active_experts": 8, "renormalise": False, "max_length": 32768},
         implied={"score": "softmax", "qk_norm": "head", "shared_experts": 0} | NOT_LATENT,
+        own=((_read_dense_list, _write_dense_list), (_read_window, _write_window)), o_bias=True,
     ),
     "qwen3": Family(
         "Qwen3ForCausalLM",
-        COMMON | HEADS | {"qkv_bias": "attention_bias"},
-        SILU,
+        COMMON | HEADS | BIAS,
+        CAUSAL,
         unsaid={"head_dim": 128, "max_length": 32768},
-        implied={"qk_norm": "head"} | NOT_LATENT | NOT_MIXED,
+        implied={"qk_norm": "head"} | DENSE, own=(WINDOWS,), o_bias=True,
     ),
     "qwen2": Family(
         "Qwen2ForCausalLM",
         COMMON | HEADS,
-        SILU,
+        CAUSAL,
         unsaid={"max_length": 32768},
-        implied={"qkv_bias": True} | NOT_LATENT | NOT_MIXED,
+        implied={"qkv_bias": True} | DENSE, own=(WINDOWS,),
     ),
     "llama": Family(
-        "LlamaForCausalLM",
-        COMMON | HEADS | {"qkv_bias": "attention_bias"},
-        SILU | {"mlp_bias": False},
-        implied=NOT_LATENT | NOT_MIXED,
+        "LlamaForCausalLM", COMMON | HEADS | BIAS, CAUSAL | {"mlp_bias": False}, implied=DENSE, any_kv_heads=True,
+        o_bias=True,
     ),
 }  # fmt: skip
-ONE_BIAS = ("olmoe", "qwen3_moe", "qwen3", "llama")  # their attention_bias is of the output too
-ALL_KEYS = ("llama", "olmoe", "deepseek_v3", "glm4_moe_lite")  # as many key heads as heads, if nothing is said
-WINDOWS = ("qwen2", "qwen3", "qwen3_moe")
 # what newer versions of transformers write for the published keys
-RENAMED = {
-    "num_local_experts": "num_experts",
-    "num_mtp_layers": "num_nextn_predict_layers",
-}  # fmt: skip
+RENAMED = {"num_local_experts": ("num_experts", "n_routed_experts"), "num_mtp_layers": ("num_nextn_predict_layers",)}
 NULLABLE = ("head_dim", "num_key_value_heads", "clip_qkv")  # null is unsaid
 
 
@@ -161,179 +288,53 @@ def config_to_hf(cfg: ModelConfig) -> dict[str, Any]:
     raw: dict[str, Any] = {"architectures": [family.architecture], "model_type": name}
     raw |= {theirs: getattr(cfg, ours) for ours, theirs in family.names.items()}
     raw |= {**family.fixed, "torch_dtype": "float32", "use_cache": True}
-    if cfg.latent:
-        raw |= {"num_key_value_heads": cfg.heads, "q_lora_rank": cfg.q_rank or None}
-    if name == "deepseek_v3" and not cfg.experts:  # all layers dense; the family has no other way to say so
-        raw |= {"first_k_dense_replace": cfg.layers, "n_routed_experts": 1, "num_experts_per_tok": 1}
-    if name == "glm4_moe":
-        raw["use_qk_norm"] = cfg.qk_norm == "head"
-    if name == "olmoe":
-        raw["clip_qkv"] = cfg.clip_qkv or None
-    if name == "qwen3_moe":
-        raw["mlp_only_layers"] = list(range(cfg.dense_layers))
-    if name in WINDOWS:
-        raw |= {"use_sliding_window": bool(cfg.windowed), "sliding_window": cfg.window or None}
-        if name != "qwen3_moe":
-            raw["max_window_layers"] = min(cfg.windowed, default=cfg.layers)
-            kinds = ("full_attention", "sliding_attention")
-            raw["layer_types"] = [kinds[layer in cfg.windowed] for layer in range(cfg.layers)]
-    return raw | {"rope_theta": cfg.rope_theta, "rope_scaling": _scaling_to_hf(cfg)}
+    for _, write in family.own:
+        raw |= write(cfg)
+    return raw | rope_to_hf(cfg)
 
 
-def config_from_hf(raw: Mapping[str, Any], where: str) -> ModelConfig:
+def config_from_hf(raw: Raw, where: str) -> ModelConfig:
     """Raises UserError for a family, or a value of one, that mull cannot run; it never runs one wrongly."""
-    name = str(raw.get("model_type"))
+    name = str(raw.get("model_type"))[:80]
     if name not in FAMILIES:
-        hint = nearest(name[:80], FAMILIES) or f" mull reads {', '.join(FAMILIES)}."
-        raise UserError(f"{where}: the model family {name[:80]!r} is not supported.{hint}")
+        hint = nearest(name, FAMILIES) or f" mull reads {', '.join(FAMILIES)}."
+        raise UserError(f"{where}: the model family {name!r} is not supported.{hint}")
     family = FAMILIES[name]
-    raw = {key: value for key, value in raw.items() if value is not None or key not in NULLABLE}
-    for new, published in RENAMED.items():
-        if new in raw and published in family.names.values():
-            raw.setdefault(published, raw[new])
+    raw = _published(raw, family)
     for key, wanted in family.fixed.items():
         if raw.get(key, wanted) != wanted:
-            raise UserError(f"{where}: {key} = {raw[key]!r} is not supported for {name}; only {wanted!r} is.")
-    for theirs in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
-        if theirs not in raw:
-            raise UserError(f"{where} lacks {theirs!r}, without which there is no model.")
-        _natural(raw, theirs, where, least=1)
-    for theirs in ("experts", "expert_ffn", "kv_rank", "nope_dim", "rope_dim", "v_dim"):
-        if theirs in family.names and family.names[theirs] not in raw:
-            raise UserError(f"{where} lacks {family.names[theirs]!r}, which a model of the family {name} has.")
-    if name not in ALL_KEYS and "num_key_value_heads" not in raw:
-        raise UserError(f"{where} lacks 'num_key_value_heads', which a model of the family {name} has.")
-    _natural(raw, "first_k_dense_replace", where, least=0)
-    _natural(raw, "kv_lora_rank", where, least=1)
+            raise UserError(f"{where}: {key} = {str(raw[key])[:80]!r} is not supported for {name}; only {wanted!r} is.")
+    needed = [family.names[ours] for ours in NEEDED if ours in family.names]
+    for key in needed if family.any_kv_heads else [*needed, "num_key_value_heads"]:
+        if key not in raw:
+            raise UserError(f"{where} lacks {key!r}, which a model of the family {name} has.")
+    layers = _bounded(raw, "num_hidden_layers", where, 1, 0)
     said = {ours: raw[theirs] for ours, theirs in family.names.items() if theirs in raw}
-    values = {**NO_SCALING, "tied": False, "shared_experts": 0, "qkv_bias": False, **family.unsaid, **said}
-    values |= family.implied
-    if name == "qwen2":
-        values["qkv_bias"] = True
-    values["o_bias"] = values["qkv_bias"] if name in ONE_BIAS else False
-    if "kv_rank" in family.names or "kv_heads" not in said:
-        values["kv_heads"] = values["heads"]
+    values = {**UNSAID, "kv_heads": said["heads"], **family.unsaid, **said, **family.implied}
+    for read, _ in family.own:
+        values |= read(raw, layers, where)
     if "kv_rank" in family.names:
-        values["q_rank"] = values["q_rank"] or 0  # null: queries in one matrix
+        values["kv_heads"] = values["heads"]
     elif "head_dim" not in values:
-        values["head_dim"] = values["width"] // values["heads"]
-    values |= _particular(name, raw, values, where)
-    if values.get("dense_layers", 0) >= values["layers"]:
-        values |= {"dense_layers": 0, **NOT_MIXED}
-    return build(ModelConfig, values | _rope(raw, where), where)
+        heads = _bounded(raw, "num_attention_heads", where, 1, 0)
+        values["head_dim"] = values["width"] // heads if type(values["width"]) is int else values["width"]
+    values["o_bias"] = family.o_bias and values["qkv_bias"]
+    if values.get("dense_layers", 0) >= layers:
+        values |= NOT_MIXED
+    cfg = build(ModelConfig, values | rope_from_hf(raw, where), where)
+    if (total := parameters(cfg).total) > LARGEST:
+        raise UserError(f"{where} describes a model of {total:.1e} parameters; there is none that large.")
+    return cfg
 
 
-def _particular(name: str, raw: Mapping[str, Any], values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """What one family says in its own way."""
-    layers: int = values["layers"]
-    own: dict[str, Any] = {}
-    if name == "glm4_moe":
-        own["qk_norm"] = "head" if raw.get("use_qk_norm", False) else "none"
-    if name == "glm4_moe_lite":
-        default = ["dense"] * raw.get("first_k_dense_replace", 1) + ["sparse"] * layers
-        kinds = raw.get("mlp_layer_types") or default[:layers]
-        own["dense_layers"] = _leading(kinds, "dense", "sparse", layers, "mlp_layer_types", where)
-    if name == "qwen3_moe":
-        dense = raw.get("mlp_only_layers") or []
-        kinds = ["dense" if layer in dense else "sparse" for layer in range(layers)] if _list(dense) else dense
-        own["dense_layers"] = _leading(kinds, "dense", "sparse", layers, "mlp_only_layers", where)
-    if name in WINDOWS and raw.get("use_sliding_window", False) and raw.get("sliding_window", 4096) is not None:
-        own["window"] = raw.get("sliding_window", 4096)
-        kinds = raw.get("layer_types")
-        if name == "qwen3_moe":
-            own["windowed"] = tuple(range(layers))
-        elif kinds is None:
-            own["windowed"] = tuple(range(min(_natural(raw, "max_window_layers", where, 0, 28), layers), layers))
-        else:
-            _kinds(kinds, ("full_attention", "sliding_attention"), layers, "layer_types", where)
-            own["windowed"] = tuple(at for at, kind in enumerate(kinds) if kind == "sliding_attention")
-        if not own["windowed"]:
-            del own["window"]
-    return own
-
-
-def _list(value: Any) -> bool:
-    return isinstance(value, list)
-
-
-def _kinds(kinds: Any, allowed: tuple[str, ...], layers: int, key: str, where: str) -> None:
-    if not _list(kinds) or len(kinds) != layers or any(kind not in allowed for kind in kinds):
-        raise UserError(f"{where}: {key} must name one of {', '.join(allowed)} for each of the {layers} layers.")
-
-
-def _leading(kinds: Any, first: str, then: str, layers: int, key: str, where: str) -> int:
-    """How many layers are of the kind `first`; they must be the first ones."""
-    _kinds(kinds, (first, then), layers, key, where)
-    count = kinds.count(first)
-    if kinds[:count] != [first] * count:
-        raise UserError(f"{where}: {key} has {first} layers behind others, which is not supported.")
-    return count
-
-
-def _natural(raw: Mapping[str, Any], key: str, where: str, least: int, unsaid: int | None = None) -> int:
-    """The few numbers that are calculated with before the configuration is checked as a whole."""
-    value = raw.get(key, least if unsaid is None else unsaid)
-    if type(value) is not int or value < least:
-        raise UserError(f"{where}: {key} = {value!r} is no whole number of at least {least}.")
-    return value
-
-
-def _table(raw: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:
-    table = raw.get(key) or {}
-    if not isinstance(table, Mapping):
-        raise UserError(f"{where}: {key} = {table!r} is no JSON object.")
-    return table
-
-
-# how positions are turned and stretched
-
-YARN = {
-    "factor": "factor", "original_length": "original_max_position_embeddings", "beta_fast": "beta_fast",
-    "beta_slow": "beta_slow", "mscale": "mscale", "mscale_all_dim": "mscale_all_dim", "magnitude": "attention_factor",
-    "truncate": "truncate",
-}  # fmt: skip
-LLAMA3 = {key: YARN[key] for key in ("factor", "original_length")} | {
-    "low_freq_factor": "low_freq_factor", "high_freq_factor": "high_freq_factor",
-}  # fmt: skip
-
-
-def _rope(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Our values for rope_theta and rope_scaling, or rope_parameters, which transformers writes since its version 5."""
-    table = {**_table(raw, "rope_scaling", where), **_table(raw, "rope_parameters", where)}
-    values: dict[str, Any] = {}
-    for ours, theirs in (("rope_theta", "rope_theta"), ("partial_rotary", "partial_rotary_factor")):
-        if (said := table.get(theirs, raw.get(theirs))) is not None:
-            values[ours] = said
-    kind = table.get("rope_type", table.get("type", "default"))
-    if kind == "default":
-        return values
-    if kind not in ("linear", "llama3", "yarn"):
-        raise UserError(f"{where}: rotary scaling of the type {kind!r} is not supported; linear, llama3 and yarn are.")
-    if kind != "linear":
-        table.setdefault("original_max_position_embeddings", raw.get("max_position_embeddings"))
-    needed = ["factor"] if kind == "linear" else ["factor", "original_max_position_embeddings"]
-    needed += ["low_freq_factor", "high_freq_factor"] if kind == "llama3" else []
-    for key in needed:
-        if table.get(key) is None:
-            raise UserError(f"{where}: its {kind} scaling lacks {key!r}.")
-    if kind == "linear":
-        return values | {"linear_rope": table["factor"]}
-    names = YARN if kind == "yarn" else LLAMA3
-    scaling = {ours: table[theirs] for ours, theirs in names.items() if table.get(theirs) is not None}
-    return values | {"yarn" if kind == "yarn" else "llama3_rope": scaling}
-
-
-def _scaling_to_hf(cfg: ModelConfig) -> dict[str, Any] | None:
-    if cfg.linear_rope != 1:
-        return {"type": "linear", "rope_type": "linear", "factor": cfg.linear_rope}
-    kind, names, scaling = ("yarn", YARN, cfg.yarn) if cfg.yarn is not None else ("llama3", LLAMA3, cfg.llama3_rope)
-    if scaling is None:
-        return None
-    said = {theirs: getattr(scaling, ours) for ours, theirs in names.items()}
-    for unset in ("mscale", "mscale_all_dim", "attention_factor"):
-        if said.get(unset) == 0:
-            del said[unset]
-    return {"type": kind, "rope_type": kind, **said}
+def _published(raw: Raw, family: Family) -> dict[str, Any]:
+    """With the keys that are published, and without those that say nothing."""
+    found = {key: value for key, value in raw.items() if value is not None or key not in NULLABLE}
+    for new, olds in RENAMED.items():
+        for old in olds:
+            if new in found and old in family.names.values():
+                found.setdefault(old, found[new])
+    return found
 
 
 def read_config(path: Path) -> ModelConfig:
@@ -354,18 +355,11 @@ def read_config(path: Path) -> ModelConfig:
 def read_raw(path: Path) -> dict[str, Any]:
     """The content of a config.json."""
     try:
-        with path.open("rb") as file:
-            content = file.read(LARGEST + 1)
-        if len(content) > LARGEST:
-            raise UserError(f"{path} has more than {LARGEST:,} bytes; no config.json is that large.")
-        raw = json.loads(content)
+        return read_object(path, MOST_BYTES)
     except FileNotFoundError:
         raise UserError(f"{path.parent} holds no {path.name}, so it is no model directory.") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
         raise UserError(f"{path} cannot be read: {error}.") from None
-    if not isinstance(raw, dict):
-        raise UserError(f"{path} holds no JSON object.")
-    return raw
 
 
 @dataclass(frozen=True)
