@@ -226,7 +226,7 @@ def test_ends_that_are_no_ids_are_refused(declared: object, tmp_path: Path) -> N
 @pytest.mark.parametrize("text", ["[]", "{", "3", "\xff", "[" * 100_000])
 def test_configurations_that_are_no_objects_are_refused(text: str, tmp_path: Path) -> None:
     (published_files(tmp_path) / "tokenizer_config.json").write_text(text, encoding="latin-1")
-    with pytest.raises(UserError, match=r"tokenizer_config\.json (cannot be read|holds no JSON object)"):
+    with pytest.raises(UserError, match=r"tokenizer_config\.json (is no JSON|is no UTF-8|holds no JSON object)"):
         Tokenizer.load(tmp_path)
 
 
@@ -268,7 +268,7 @@ def test_a_tokenizer_that_reads_structure_out_of_plain_text_is_refused() -> None
     inner = foreign()
     inner.normalizer = tokenizers.normalizers.Lowercase()
     inner.add_tokens([AddedToken("<end>", special=True, normalized=True)])
-    with pytest.raises(UserError, match="cannot use it safely"):
+    with pytest.raises(UserError, match="reads '<END>' as its <end>; such text cannot be used safely"):
         Tokenizer(inner, {}).encode("<END>")
 
 
@@ -309,11 +309,119 @@ def test_a_limit_of_length_in_the_file_is_not_ours(tmp_path: Path) -> None:
     assert len(Tokenizer.load(tmp_path).encode("abcdefg")) == 7
 
 
-def test_a_file_of_hundreds_of_megabytes_is_not_read(tmp_path: Path) -> None:
-    with (tmp_path / "tokenizer.json").open("wb") as file:
-        file.truncate(1 << 29)
-    with pytest.raises(UserError, match="536,870,912 bytes"):
+FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "config.json")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_of_gigabytes_is_not_read(name: str, tmp_path: Path) -> None:
+    with (published_files(tmp_path) / name).open("wb") as file:
+        file.truncate(1 << 36)
+    begun = time.process_time()
+    with pytest.raises(UserError, match=rf"{name} has more than"):
         Tokenizer.load(tmp_path)
+    assert time.process_time() - begun < 2
+
+
+# Programs of strangers: what makes too much of a text would end the process, so it is not even loaded
+
+
+def step(kind: str, **given: Any) -> dict[str, Any]:
+    return {"type": kind, **given}
+
+
+def replacing(old: str, new: str) -> dict[str, Any]:
+    return step("Replace", pattern={"String": old}, content=new)
+
+
+def template(*texts: str) -> dict[str, Any]:
+    parts = [{"Sequence": {"id": text, "type_id": 0}} for text in texts]
+    return step("TemplateProcessing", single=parts, pair=parts, special_tokens={})
+
+
+BYTES = step("ByteLevel", add_prefix_space=False, trim_offsets=True, use_regex=False)
+SENTENCE = step("Metaspace", replacement="▁", prepend_scheme="first", split=False)
+SPLIT = step("Split", pattern={"Regex": QWEN2_SPLIT}, behavior="Isolated", invert=False)
+LLAMA2 = {
+    "normalizer": step("Sequence", normalizers=[step("Prepend", prepend="▁"), replacing(" ", "▁")]),
+    "pre_tokenizer": None,
+    "decoder": step("Sequence", decoders=[
+        replacing("▁", " "), step("ByteFallback"), step("Fuse"), step("Strip", content=" ", start=1, stop=0),
+    ]),
+}  # fmt: skip
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "qwen": {
+        "normalizer": step("NFC"), "pre_tokenizer": step("Sequence", pretokenizers=[SPLIT, BYTES]),
+        "post_processor": BYTES,
+    },
+    "deepseek": {
+        "normalizer": step("Sequence", normalizers=[]),
+        "pre_tokenizer": step("Sequence", pretokenizers=[SPLIT, SPLIT, step("Digits", individual_digits=True), BYTES]),
+    },
+    "llama 3": {"post_processor": step("Sequence", processors=[BYTES, template("A")])},
+    "llama 2": LLAMA2,
+    "gemma": LLAMA2 | {"normalizer": replacing(" ", "▁")},
+    "mistral": {"normalizer": None, "pre_tokenizer": SENTENCE, "decoder": LLAMA2["decoder"]},
+    "codegen": {"normalizer": step("NFKC"), "pre_tokenizer": BYTES},
+}
+BOMBS: dict[str, dict[str, Any]] = {
+    "replace": {"normalizer": step("Sequence", normalizers=[replacing("a", "a" * 100)] * 5)},
+    "replace by pattern": {"normalizer": step("Replace", pattern={"Regex": "$|^|a*"}, content="a" * 100)},
+    "replace nothing": {"normalizer": replacing("", "a" * 100)},
+    "prepend": {"normalizer": step("Prepend", prepend="a" * 1000)},
+    "sequences": {
+        "normalizer": step("Sequence", normalizers=[step("Sequence", normalizers=[replacing("a", "aa")] * 3)] * 9)
+    },
+    "byte by byte": {"pre_tokenizer": step("Sequence", pretokenizers=[BYTES] * 30)},
+    "many small steps": {"normalizer": step("Sequence", normalizers=[step("StripAccents")] * 99)},
+    "decode": {"decoder": step("Sequence", decoders=[replacing("a", "a" * 1000)] * 4)},
+    "everything twice": {"post_processor": step("Sequence", processors=[template("A", "A")] * 40)},
+    "unknown": {"normalizer": step("Precompiled", precompiled_charsmap="AAAA")},
+    "without a name": {"normalizer": {"prepend": "a" * 1000}},
+}
+
+
+def program(folder: Path, parts: dict[str, Any]) -> Path:
+    raw = json.loads(foreign(token("<s>")).to_str()) | parts
+    (folder / "tokenizer.json").write_text(json.dumps(raw))
+    return folder
+
+
+@pytest.mark.parametrize("name", [*PUBLISHED])
+def test_what_published_tokenizers_do_is_done(name: str, tmp_path: Path) -> None:
+    t = Tokenizer.load(program(tmp_path, PUBLISHED[name]))
+    assert "abc" in t.decode(t.encode("abc"))
+
+
+@pytest.mark.parametrize("name", [*BOMBS])
+def test_what_would_make_too_much_of_a_text_is_not_loaded(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"tokenizer\.json(: its .* has a step that is not read| takes more than)"):
+        Tokenizer.load(program(tmp_path, BOMBS[name]))
+
+
+def test_what_two_readers_could_read_differently_is_not_loaded(tmp_path: Path) -> None:
+    text = foreign().to_str().replace('"normalizer":null', '"normalizer":{"type":"Prepend","type":"NFC"}')
+    (tmp_path / "tokenizer.json").write_text(text)
+    with pytest.raises(UserError, match="a key is there twice"):
+        Tokenizer.load(tmp_path)
+
+
+def test_added_tokens_are_thousands_not_millions(tmp_path: Path) -> None:
+    """In tokenizer.json and beside it."""
+    many = [{"id": 256 + i, "content": f"<{i}>"} for i in range(100_000)]
+    flags = {"special": True, "normalized": False, "lstrip": False, "rstrip": False, "single_word": False}
+    begun = time.process_time()
+    with pytest.raises(UserError, match=r"tokenizer\.json adds 100,000 tokens"):
+        Tokenizer.load(program(tmp_path, {"added_tokens": [one | flags for one in many]}))
+    long = [{"id": 256 + i, "content": "<" * 1000} | flags for i in range(300)]
+    with pytest.raises(UserError, match=r"tokenizer\.json adds 300 tokens of 300,000 characters"):
+        Tokenizer.load(program(tmp_path, {"added_tokens": long}))
+    listed = {str(one["id"]): {"content": one["content"]} for one in many}
+    with pytest.raises(UserError, match=r"tokenizer_config\.json adds 99,995 tokens"):
+        Tokenizer.load(published_files(tmp_path, tokenizer_config={"added_tokens_decoder": listed}))
+    few = dict([*listed.items()][5:9_005])  # behind the five of tokenizer.json
+    t = Tokenizer.load(published_files(tmp_path, tokenizer_config={"added_tokens_decoder": few}))
+    assert t.added["<9004>"] == 9_260
+    assert time.process_time() - begun < 5
 
 
 @settings(deadline=None, max_examples=150)

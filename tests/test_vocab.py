@@ -293,6 +293,19 @@ def test_damage_is_one_line(changes: dict[str, Any], said: str) -> None:
     assert said.replace("have 12", "have ") in str(refused.value)
 
 
+def test_added_tokens_are_thousands_not_millions() -> None:
+    metadata = telling("gpt-2")
+    more = [f"<{i}>" for i in range(100_000)]
+    metadata["tokenizer.ggml.tokens"] = metadata["tokenizer.ggml.tokens"] + more
+    types = metadata["tokenizer.ggml.token_type"]
+    for kind in (2, 3, 4):
+        metadata["tokenizer.ggml.token_type"] = types + [kind] * len(more)
+        with pytest.raises(UserError, match=r"m\.gguf adds 100,\d+ tokens"):
+            tokenizer_of(metadata, "m.gguf")
+    metadata["tokenizer.ggml.token_type"] = types + [1] * len(more)
+    tokenizer_of(metadata, "m.gguf")
+
+
 json_values = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(-3, 10), st.text("a< Ġ", max_size=3)),
     lambda inner: st.lists(inner, max_size=4), max_leaves=6,

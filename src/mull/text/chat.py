@@ -23,6 +23,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from mull.formats.bounded import read_text
 from mull.text.template import Template
 from mull.text.tokenizer import END_THINK, THINK, Tokenizer, beginnings, read_json
 from mull.types import Message, UserError
@@ -36,6 +37,7 @@ TEMPLATE = (
     "{%- if enable_thinking is defined and not enable_thinking -%}{{- '</think>' -}}{%- endif -%}"
     "{%- endif -%}"
 )
+TEMPLATE_BYTES = 1 << 20  # of a template's file
 ROLES = ("system", "user", "assistant", "tool")
 
 Sign = Callable[[str], str]  # marks a text where it could begin a special token
@@ -292,8 +294,8 @@ def _templates(folder: Path, config: Mapping[str, Any]) -> tuple[str | None, str
     ):
         if file.exists():
             try:
-                given[name] = file.read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as error:
+                given[name] = read_text(file, TEMPLATE_BYTES)
+            except OSError as error:
                 raise UserError(f"{file} cannot be read: {error}.") from None
     return _text(given.get("default"), folder), _text(given.get("tool_use"), folder)
 

@@ -11,13 +11,15 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
+from mull.formats.bounded import read_object, read_text
+from mull.text.bounds import check, check_added
 from mull.types import UserError, sync
 
 END_OF_TEXT, IM_START, IM_END, THINK, END_THINK = SPECIALS = (
@@ -41,7 +43,9 @@ HOUSE: dict[str, Any] = {
     "clean_up_tokenization_spaces": False,
     "model_max_length": 1_000_000_000,
 }  # the tokenizer_config.json of tokenizers trained here
-BIGGEST = 1 << 28  # bytes; published tokenizer.json files have up to some 35 million
+BIGGEST = 1 << 26  # bytes of a tokenizer.json; published ones have up to some 35 million
+UNSAFE = "such text cannot be used safely."
+CONFIGURATION = 1 << 24  # of the files beside it
 
 
 class Tokenizer:
@@ -61,7 +65,7 @@ class Tokenizer:
         self.bos, self.eos, self.pad = (self._id(self.config.get(f"{name}_token")) for name in ("bos", "eos", "pad"))
         self.think, self.end_think = self.added.get(THINK), self.added.get(END_THINK)
         own = [] if self.eos is None else [self.eos]
-        likely = [] if ends else [self.added[token] for token in ENDS if token in self.added]
+        likely = [] if ends else [self.added[token] for token in likely_ends(self.added)]
         self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys([*ends, *own, *likely]))
         self._see_forgeries()
 
@@ -75,6 +79,9 @@ class Tokenizer:
         texts = {t.content: i for i, t in tokens if len(t.content) > 1 and (t.special or not t.content.isspace())}
         self.forgeable, self._forged = tuple(texts), frozenset(texts.values())
         self.forgery = beginnings(texts)
+        # What a normalizer may make of other text: of capitals, of wide letters
+        made = self.inner.normalizer is not None
+        self._suspect = {i: t.content for i, t in tokens if made and t.normalized and i in self._forged}
         self.opening = re.compile(f"[{re.escape(''.join({text[0] for text in texts}))}]" if texts else "(?!)")
         # Added tokens like DeepSeek's "ö" stand for that letter; the library takes it for a byte's name.
         byte_level = isinstance(self.inner.decoder, decoders.ByteLevel)
@@ -154,7 +161,7 @@ class Tokenizer:
             begin = found.end()
         ids = self.join([*pieces, text[begin:]])
         if not self._forged.isdisjoint(ids):  # an odd normalizer could make one of something else
-            raise UserError("This tokenizer reads a special token out of plain text; mull cannot use it safely.")
+            raise UserError(f"This tokenizer reads a special token out of plain text; {UNSAFE}")
         return ids
 
     def join(self, pieces: Sequence[str]) -> list[int]:
@@ -169,9 +176,15 @@ class Tokenizer:
 
     def _read(self, text: str) -> list[int]:
         try:
-            return self.inner.encode(text, add_special_tokens=False).ids
+            read = self.inner.encode(text, add_special_tokens=False)
         except BaseException as error:  # a hostile pattern ends in the library's panic; a surrogate is no text
             raise failure(error, "This tokenizer cannot read the text") from None
+        ids = read.ids
+        if self._suspect and not self._suspect.keys().isdisjoint(ids):
+            for i, (begin, end) in zip(ids, read.offsets, strict=True):
+                if self._suspect.get(i, "") not in text[begin:end]:
+                    raise UserError(f"This tokenizer reads {text[begin:end]!r} as its {self._suspect[i]}; {UNSAFE}")
+        return ids
 
     def decode(self, ids: Sequence[int], special: bool = True) -> str:
         """Text of `ids`; special tokens are written out unless `special` is False."""
@@ -181,6 +194,12 @@ class Tokenizer:
                 text += self.inner.decode(list(ids[begin:at]), skip_special_tokens=not special) + self._letters[token]
                 begin = at + 1
         return text + self.inner.decode(list(ids[begin:]), skip_special_tokens=not special)
+
+
+def likely_ends(tokens: Container[str]) -> list[str]:
+    """Those of ENDS that are among `tokens`; where gpt-oss's answers end otherwise, <|end|> only ends a thought."""
+    thoughts = {"<|end|>"} if "<|return|>" in tokens and "<|call|>" in tokens else set()
+    return [token for token in ENDS if token in tokens and token not in thoughts]
 
 
 def beginnings(tokens: Iterable[str]) -> re.Pattern[str]:
@@ -195,24 +214,23 @@ def beginnings(tokens: Iterable[str]) -> re.Pattern[str]:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a file, {} where there is none. Raises UserError for what is no JSON object."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        return read_object(path, CONFIGURATION)
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
         raise UserError(f"{path} cannot be read: {error}.") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path} holds no JSON object.")
-    return found
 
 
 def _from_file(path: Path) -> tokenizers.Tokenizer:
-    if path.stat().st_size > BIGGEST:
-        raise UserError(f"{path} has {path.stat().st_size:,} bytes; a tokenizer of more than {BIGGEST:,} is not read.")
     try:
-        inner = tokenizers.Tokenizer.from_file(str(path))
+        text = read_text(path, BIGGEST)
+        check(text, str(path))
+        inner = tokenizers.Tokenizer.from_str(text)
         inner.no_truncation()
         inner.no_padding()
         return inner
+    except UserError:
+        raise
     except BaseException as error:
         raise failure(error, f"{path} cannot be read") from None
 
@@ -228,16 +246,23 @@ def _add_declared(inner: tokenizers.Tokenizer, declared: Any, folder: Path) -> N
     if declared is None:
         return
     known = inner.get_added_tokens_decoder()
+    flags = ("lstrip", "rstrip", "single_word", "normalized", "special")
     try:
-        listed = {int(i): token for i, token in dict(declared).items()}
-        missing = [(i, str(token["content"]), token) for i, token in sorted(listed.items()) if i not in known]
-    except (KeyError, TypeError, ValueError) as error:
+        listed = sorted((int(i), token) for i, token in dict(declared).items() if int(i) not in known)
+        check_added([token["content"] for _, token in listed], f"{folder}/tokenizer_config.json")
+        missing = {
+            i: AddedToken(token["content"], **{name: bool(token.get(name)) for name in flags}) for i, token in listed
+        }
+    except UserError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder}/tokenizer_config.json: added_tokens_decoder is damaged ({error}).") from None
-    for i, text, token in missing:
-        flags = {name: bool(token.get(name)) for name in ("lstrip", "rstrip", "single_word", "normalized", "special")}
-        inner.add_tokens([AddedToken(text, **flags)])
-        if inner.token_to_id(text) != i:
-            raise UserError(f"{folder}: tokenizer_config.json says token {i} is {text!r}; tokenizer.json has another.")
+    inner.add_tokens([*missing.values()])
+    for i, token in missing.items():
+        if inner.token_to_id(token.content) != i:
+            raise UserError(
+                f"{folder}: tokenizer_config.json says token {i} is {token.content!r}; tokenizer.json has another."
+            )
 
 
 def _declared_ends(folder: Path) -> list[int]:

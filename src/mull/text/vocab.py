@@ -15,7 +15,8 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
-from mull.text.tokenizer import ENDS, QWEN2_SPLIT, Tokenizer, failure
+from mull.text.bounds import check_added
+from mull.text.tokenizer import QWEN2_SPLIT, Tokenizer, failure, likely_ends
 from mull.types import UserError
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = range(1, 6)  # token types; 6 is a byte, which byte-level BPE has not
@@ -99,6 +100,7 @@ def tokenizer_of(metadata: Mapping[str, Any], where: str) -> Tokenizer:
     inner.pre_tokenizer = _pre_tokenizer(kind)
     inner.decoder = decoders.ByteLevel()
     added = [(token, type_) for token, type_ in zip(tokens, types, strict=True) if type_ in (2, 3, 4) and token]
+    check_added([token for token, _ in added], where)
     inner.add_tokens([
         AddedToken(token, special=type_ != USER_DEFINED, normalized=False) for token, type_ in added
     ])  # fmt: skip
@@ -121,7 +123,10 @@ def metadata_of(tokenizer: Tokenizer, size: int) -> dict[str, Any]:
         types[i] = CONTROL if token.special else USER_DEFINED
     bos, eos, pad = tokenizer.bos, tokenizer.eos, tokenizer.pad
     others = [i for i in tokenizer.stop_ids if i != eos]
-    marked = tokenizer.inner.encode("a", add_special_tokens=True).ids
+    try:
+        marked = tokenizer.inner.encode("a", add_special_tokens=True).ids
+    except BaseException as error:
+        raise failure(error, "This tokenizer's post_processor breaks") from None
     ids = {
         "bos": bos, "eos": others.pop(0) if eos is None and others else eos, "eot": others[0] if others else None,
         "padding": pad,
@@ -164,7 +169,7 @@ def _declared(
     roles = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
     ids = {key: token(name) for key, name in roles.items()}
     ends = [i for name in ("eos", "eot", "eom") if (i := token(name)) is not None]
-    ends += [tokens.index(name) for name in ENDS if name in control]
+    ends += [tokens.index(name) for name in likely_ends(control)]
     flags = {key: metadata[PREFIX + key] for key in ("add_bos_token", "add_eos_token") if PREFIX + key in metadata}
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
