@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -21,13 +22,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from small import MOE, SHAPES, changed, chat, in_memory, model_of, tokens_of  # noqa: F401
+from small import GQA, MOE, SHAPES, changed, chat, in_memory, model_of, tokens_of  # noqa: F401
 
 from mull.data.sources import seed_of
 from mull.engine.engine import LocalEngine
+from mull.model.config import ModelConfig
 from mull.model.families import config_to_hf, places
+from mull.model.source import mapped, skeleton
 from mull.model.transformer import Transformer
-from mull.model.weights import allocate, load_model, save_model
+from mull.model.weights import allocate, available_memory, load_model, save_model
 from mull.ops.attention import Documents
 from mull.ops.fp8 import quantise
 from mull.types import Message, Request, Sampling, UserError
@@ -501,6 +504,80 @@ def test_reading_takes_the_models_memory_and_little_more(kind: str, saved: Path,
         shard(folder)
     assert size > 180e6
     assert 0.9 < peak_of("load_model(folder)", saved, folder) / size < 1.15
+
+
+HUGE = changed(GQA, vocab=2**20, width=2**15)  # two matrices of 137 GB
+
+
+def save_hollow(folder: Path, cfg: ModelConfig) -> None:
+    """A model directory whose numbers are all zeros that no disk holds."""
+    save_model(folder, model_of(GQA), chat())
+    (folder / "config.json").write_text(json.dumps(config_to_hf(cfg)))
+    state, header, at = skeleton(cfg).state_dict(), {}, 0
+    for place in places(cfg):
+        tensor = state[place.ours][place.index]
+        header[place.theirs] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [at, at + tensor.nbytes]}
+        at += tensor.nbytes
+    raw = json.dumps(header).encode()
+    (folder / "model.safetensors").write_bytes(len(raw).to_bytes(8, "little") + raw)
+    os.truncate(folder / "model.safetensors", 8 + len(raw) + at)
+
+
+@pytest.mark.skipif((available_memory() or 2**60) > 250e9, reason="this machine is too large, or does not say")
+def test_a_model_that_does_not_fit_is_one_line(tmp_path: Path, refused: Callable[..., str]) -> None:
+    """The file is mapped, whatever its size: what is missing is memory for the model."""
+    save_hollow(tmp_path / "m", HUGE)
+    said = r"This model takes 27\d\.\d GB of memory in fp32; \d+\.\d GB are free here\."
+    assert re.fullmatch(said, refused("ask", tmp_path / "m", "Who are you?"))
+
+
+@pytest.mark.skipif(Path("/proc/sys/vm/overcommit_memory").read_text() != "0\n", reason="memory may be promised twice")
+def test_an_allocator_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mull.model.weights.available_memory", lambda: None)
+    with pytest.raises(UserError, match=r"takes 27\d\.\d GB of memory in fp32, which cpu does not have"):
+        allocate(HUGE)
+
+
+def test_a_file_larger_than_memory_is_mapped(tmp_path: Path) -> None:
+    """Two maps of eight terabytes each, and not a byte of memory counted for them."""
+    path = tmp_path / "large"
+    path.write_bytes(b"ab")
+    os.truncate(path, 2**43)
+    maps = [mapped(path), mapped(path)]
+    assert [raw[:3].tolist() for raw in maps] == [[97, 98, 0]] * 2
+    assert len(maps[0]) == 2**43
+
+
+@pytest.mark.parametrize("name", ["missing", "empty", "folder"])
+def test_what_cannot_be_mapped_is_named(name: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match=f"{name} cannot be read: "):
+        mapped(tmp_path / name)
+
+
+def test_tensors_that_are_not_aligned_are_read(saved: Path) -> None:
+    """The format allows a header of any length, so its numbers may begin anywhere."""
+    path, before = saved / "model.safetensors", load_model(saved)
+    raw = path.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    path.write_bytes((length + 1).to_bytes(8, "little") + raw[8 : 8 + length] + b" " + raw[8 + length :])
+    assert same(load_model(saved), before)
+
+
+def test_sizes_beyond_all_bounds_are_one_line(saved: Path, refused: Callable[..., str]) -> None:
+    for key in ("vocab_size", "hidden_size", "intermediate_size", "moe_intermediate_size", "num_attention_heads"):
+        before = (saved / "config.json").read_text()
+        configure(saved, **{key: 10**18})
+        assert str(saved) in refused("ask", saved, "Who are you?"), key
+        (saved / "config.json").write_text(before)
+
+
+def test_a_skeleton_of_such_sizes_is_one_line() -> None:
+    with pytest.raises(UserError, match="beyond what any machine can hold"):
+        skeleton(GQA.model_copy(update={"vocab": 2**40, "width": 2**40}))
+    with pytest.raises(UserError, match="beyond what any machine can hold"):
+        skeleton(GQA.model_copy(update={"vocab": 2**80}))
 
 
 @settings(max_examples=60, deadline=None)

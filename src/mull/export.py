@@ -8,6 +8,7 @@ model is read first.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from os import PathLike
@@ -16,11 +17,12 @@ from typing import Literal, cast
 
 import torch
 
+from mull.formats.gguf import is_gguf, read_header
 from mull.formats.safetensors import SHARD, Planned, inside
 from mull.locate import Located, locate
 from mull.model.config import family_of
 from mull.model.families import Place, places
-from mull.model.source import SCALE, Source, raw_config
+from mull.model.source import SCALE, Source
 from mull.model.weights import (
     DTYPES,
     beside,
@@ -53,8 +55,8 @@ def export(
     model: str | PathLike[str], to: Literal["hf", "gguf"], out: Path, dtype: str | None = None, shard: int = SHARD
 ) -> Path:
     """Write `model`, which `locate` finds, into the new directory `out`; for gguf `out` may be a file NAME.gguf, whose
-    card is NAME.md. Without `dtype` the numbers stay of the type they have, or become f32. Returns the directory, or
-    the GGUF file.
+    card is NAME.md. Without `dtype` the numbers stay of the type they have; where `to` does not have that, they become
+    f32, which holds them all. Returns the directory, or the GGUF file.
 
     Raises UserError, and leaves nothing behind, where `out` exists, `dtype` is none that `to` has, the model is
     damaged, its numbers do not fit into `dtype`, or writing fails.
@@ -74,20 +76,28 @@ def _check(to: str, out: Path, dtype: str | None) -> None:
     dtypes = tuple(DTYPES) if to == "hf" else GGUF_DTYPES
     if dtype is not None and dtype not in dtypes:
         raise UserError(f"--dtype {dtype}: for {to} there are {', '.join(dtypes)}.")
-    for path in (out, out.with_suffix(".md")) if to == "gguf" and out.suffix == ".gguf" else (out,):
-        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-            raise UserError(f"{path} is there already, and nothing is overwritten; give another --out.")
+    for path in (out, out.with_suffix(".md")) if to == "gguf" and is_gguf(out) else (out,):
+        _check_free(path)
+
+
+def _check_free(path: Path) -> None:
+    """A link that leads nowhere is the user's too; an empty directory is no loss."""
+    if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
+        raise UserError(f"{path} is there already, and nothing is overwritten; give another --out.")
 
 
 def _to_hf(located: Located, out: Path, dtype: str | None, shard: int) -> Path:
-    from mull.model.gguf_write import ARCHITECTURE
+    from mull.model.gguf_write import ARCHITECTURE, dtype_of
 
     with beside(out) as part:
-        if located.folder.suffix == ".gguf":
-            dtype = dtype or "f32"
+        if is_gguf(located.folder):
+            exact = dtype is None
+            if dtype is None:
+                own = dtype_of(read_header(located.folder))
+                dtype = own if own in DTYPES else "f32"
             model, chat = load_model(located.folder), Chat.load(located.folder)
             cfg = model.cfg
-            write_weights(part, places(cfg), plan_of(model, dtype), shard)
+            write_weights(part, places(cfg), plan_of(model, dtype, exact), shard)
             write_config(part, cfg, chat, dtype)
             chat.save(part)
         else:
@@ -131,61 +141,63 @@ def _copied(source: Source, dtype: str) -> Callable[[Place], list[Planned]]:
 
 def _copy_texts(source: Source, part: Path, dtype: str) -> None:
     """config.json, true to the tensors beside it and without links to code that is not here; the rest as it is."""
-    raw = raw_config(source.folder)
-    kept = {key: value for key, value in raw.items() if key not in STRANGE}
+    kept = {key: value for key, value in source.config.items() if key not in STRANGE}
     now = dtype_config(source.cfg, dtype)
     if dtype == source.dtype == "fp8":
-        now["quantization_config"] = raw["quantization_config"]
+        now["quantization_config"] = source.config["quantization_config"]
     write_json(part / "config.json", kept | now)
     terms = [path.name for pattern in TERMS for path in source.folder.glob(pattern)]
     for name in (*COPIED, *terms):
         if (source.folder / name).is_file():
-            shutil.copyfile(inside(source.folder, name), part / name)
+            _copy(inside(source.folder, name), part / name)
+
+
+def _copy(source: Path, to: Path) -> None:
+    try:
+        given = source.open("rb")
+    except OSError as error:
+        raise UserError(f"{source} cannot be read: {error.strerror}.") from None
+    with given, to.open("xb") as copy:
+        shutil.copyfileobj(given, copy)
 
 
 def _copy_card(located: Located, part: Path) -> str:
     """What the source says of itself, kept beside our card. Returns the file's name, or nothing if it says nothing."""
     if not (located.folder / CARD).is_file():
         return ""
-    shutil.copyfile(inside(located.folder, CARD), part / SOURCE_CARD)
+    _copy(inside(located.folder, CARD), part / SOURCE_CARD)
     return SOURCE_CARD
 
 
 def _to_gguf(located: Located, out: Path, dtype: str | None) -> Path:
-    from mull.model.gguf_write import Dtype, write_gguf
+    from mull.model.gguf_write import Dtype, dtype_of, write_gguf
 
     found, origin = located.folder, _origin(located)
-    if dtype is None and found.suffix != ".gguf" and (own := Source(found).dtype) in GGUF_DTYPES:
-        dtype = own
+    if dtype is None:
+        own = dtype_of(read_header(found)) if is_gguf(found) else Source(found).dtype
+        dtype = own if own in GGUF_DTYPES else "f32"
     model, chat = load_model(found, mtp=False), Chat.load(found)
-
-    def write(file: Path, card: Path, source: str) -> None:
-        write_card(
-            card, located.name, model.cfg, dtype or "f32", origin, run=located.run, file=file.name, source=source
-        )  # fmt: skip
-        try:
-            said = {"general.name": located.name} | gguf_of_origin(origin)
-            write_gguf(file, model, chat, cast(Dtype, dtype or "f32"), said)
-        except BaseException:
-            card.unlink()
-            raise
-
-    if out.suffix == ".gguf":
-        write(out, out.with_suffix(".md"), "")
-        return out
-    file = f"{located.name}-{dtype or 'f32'}.gguf"
+    alone = is_gguf(out)
+    name = out.name if alone else f"{located.name}-{dtype}.gguf"
+    said = {"general.name": located.name} | gguf_of_origin(origin)
     with beside(out) as part:
-        write(part / file, part / CARD, _copy_card(located, part))
+        file, card = part / name, part / CARD
+        write_gguf(file, model, chat, cast(Dtype, dtype), said)
+        source = "" if alone else _copy_card(located, part)
+        write_card(card, located.name, model.cfg, dtype, origin, run=located.run, file=name, source=source)
         sync_all(part)
-        part.rename(out)
+        if not alone:
+            part.rename(out)
+        else:
+            for path, to in ((card, out.with_suffix(".md")), (file, out)):
+                _check_free(to)  # again: a model is not written in a moment
+                path.rename(to)
     sync(out.parent)
-    return out / file
+    return out if alone else out / name
 
 
 def _origin(located: Located) -> Origin:
-    if located.folder.suffix == ".gguf":
-        from mull.formats.gguf import read_header
-
+    if is_gguf(located.folder):
         return origin_of_gguf(read_header(located.folder).metadata)
     return origin_of_folder(located.folder)
 

@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from mull.config import build, nearest
 from mull.formats.gguf import Header, shown
 from mull.model.config import Llama3Rope, ModelConfig
 from mull.model.layers import rotary_frequencies
+from mull.model.source import mapped
 from mull.model.transformer import Transformer
 from mull.ops.quant import READABLE, dequantise
 from mull.types import UserError
@@ -394,7 +394,9 @@ def fill(model: Transformer, path: Path, header: Header) -> None:
 
     Raises UserError for a tensor whose type mull does not read, or that holds NaN or infinity.
     """
-    raw = _mapped(path, header)
+    raw = mapped(path)
+    if len(raw) < max(info.offset + info.bytes for info in header.tensors.values()):
+        raise UserError(f"{path} has been cut short.")
     state = model.state_dict()
     for slot in _slots_of(model.cfg, header):
         if slot.theirs not in header.tensors:  # how experts are balanced; nothing says they are not
@@ -407,14 +409,6 @@ def fill(model: Transformer, path: Path, header: Header) -> None:
             )
         if not dequantise(info.type, raw[info.offset : info.offset + info.bytes], slot.view(state[slot.ours])):
             raise UserError(f"{path}: {slot.theirs} holds numbers that are infinite or none (NaN).")
-
-
-def _mapped(path: Path, header: Header) -> Tensor:
-    """The file's bytes, [its size] uint8, privately: nothing is read before it is looked at, and none written back."""
-    size = path.stat().st_size
-    if size < max(info.offset + info.bytes for info in header.tensors.values()):
-        raise UserError(f"{path} has been cut short.")
-    return torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
 
 
 __all__ = ["ARCHITECTURES", "Slot", "config_of", "fill", "slots"]

@@ -15,6 +15,7 @@ import gguf
 import torch
 from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
 
+from mull.formats.gguf import Header
 from mull.model.config import ModelConfig, Yarn, family_of
 from mull.model.gguf import ROPE_FACTORS, SIGMOID, Slot, slots
 from mull.model.layers import rotary_frequencies, rotary_magnitude, softmax_scale
@@ -235,6 +236,17 @@ def _kind(slot: Slot, dtype: Dtype) -> str:
     return dtype.upper()
 
 
+def dtype_of(header: Header) -> Dtype:
+    """In which a file's tensors stay as they are: that of its matrices, else f32, which holds the numbers of all."""
+
+    def stays(dtype: Dtype) -> bool:
+        kinds = ((info.type, _kind(Slot(name, info.shape, ""), dtype)) for name, info in header.tensors.items())
+        return all(kind in (type_, "F32") for type_, kind in kinds)
+
+    narrow: tuple[Dtype, ...] = ("q8_0", "f16", "bf16")
+    return next((dtype for dtype in narrow if stays(dtype)), "f32")
+
+
 def _rope_factors(cfg: ModelConfig) -> torch.Tensor | None:
     """What Llama 3's context extension divides the frequency of each rotary pair by."""
     if cfg.llama3_rope is None:
@@ -243,4 +255,4 @@ def _rope_factors(cfg: ModelConfig) -> torch.Tensor | None:
     return (plain.double() / rotary_frequencies(cfg).double()).float()
 
 
-__all__ = ["architecture_of", "write_gguf"]
+__all__ = ["architecture_of", "dtype_of", "write_gguf"]

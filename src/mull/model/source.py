@@ -7,7 +7,6 @@ of the file's size is allocated beside the model itself.
 
 from __future__ import annotations
 
-import json
 import math
 import mmap
 from collections import Counter
@@ -16,12 +15,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mull.formats.safetensors import TensorInfo, read_folder
 from mull.model.config import ModelConfig
-from mull.model.families import Place, places, read_config
+from mull.model.families import Place, config_from_hf, places, read_raw
 from mull.model.transformer import Transformer
 from mull.ops.fp8 import BLOCK, dequantise, grid
 from mull.types import UserError
@@ -39,16 +39,18 @@ COPIES = ("embed_tokens.weight", "shared_head.head.weight")  # which published M
 
 
 class Source:
-    """`cfg` is the configuration, its MTP layers left out where the files lack them. Raises UserError for whatever is
-    damaged, missing, left over, misshapen or of a kind that mull does not read; by name."""
+    """`config` is what config.json says; `cfg` what that means, MTP layers left out where the files lack them. Raises
+    UserError for whatever is damaged, missing, left over, misshapen or of a kind that mull does not read; by name."""
 
     def __init__(self, folder: Path):
         self.folder = Path(folder)
         self.found = read_folder(self.folder)
-        self.cfg = _present(read_config(self.folder), self.found)
+        where = self.folder / "config.json"
+        self.config = read_raw(where)
+        self.cfg = _present(config_from_hf(self.config, str(where)), self.found)
         self.places = list(self._whole())
-        self.block = _block(self.folder)
-        self._maps: dict[Path, mmap.mmap] = {}
+        self.block = _block(self.config, where)
+        self._maps: dict[Path, Tensor] = {}
         self._check()
 
     @cached_property
@@ -63,11 +65,12 @@ class Source:
         """A tensor as it is in its file; not to be written to."""
         info = self.found[name]
         if info.file not in self._maps:
-            with info.file.open("rb") as file:
-                self._maps[info.file] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            self._maps[info.file] = mapped(info.file)
+        raw = self._maps[info.file][info.offset : info.offset + info.bytes]
         dtype = (FLOATS | SCALES)[info.dtype]
-        count = math.prod(info.shape)
-        return torch.frombuffer(self._maps[info.file], dtype=dtype, offset=info.offset, count=count).view(info.shape)
+        if raw.storage_offset() % dtype.itemsize:  # some who write these files align nothing
+            raw = raw.clone()
+        return raw.view(dtype).view(info.shape)
 
     def read(self, name: str, out: Tensor) -> Tensor:
         """A tensor's numbers into `out`, fp32 and on any device. Raises UserError for NaN and infinity."""
@@ -146,9 +149,12 @@ class Source:
 
 
 def skeleton(cfg: ModelConfig) -> Transformer:
-    """The model without numbers: shapes alone, on torch's meta device."""
-    with torch.device("meta"):
-        return Transformer(cfg)
+    """The model without numbers: shapes alone, on torch's meta device. Raises UserError for sizes beyond all bounds."""
+    try:
+        with torch.device("meta"):
+            return Transformer(cfg)
+    except (RuntimeError, TypeError, OverflowError):  # bytes, or numbers, that 64 bits do not hold
+        raise UserError("The sizes in this model's configuration are beyond what any machine can hold.") from None
 
 
 def _present(cfg: ModelConfig, found: Mapping[str, TensorInfo]) -> ModelConfig:
@@ -166,23 +172,31 @@ def _ignored(name: str, cfg: ModelConfig) -> bool:
     return repeated or name.endswith("rotary_emb.inv_freq")
 
 
-def _block(folder: Path) -> tuple[int, int] | None:
+def _block(config: Mapping[str, Any], where: Path) -> tuple[int, int] | None:
     """Height and width of FP8 blocks; None where nothing is quantised. Raises UserError for other ways to quantise."""
-    how = raw_config(folder).get("quantization_config") or raw_config(folder).get("compression_config")
+    how = config.get("quantization_config") or config.get("compression_config")
     if not how:
         return None
     method = how.get("quant_method") if isinstance(how, Mapping) else how
     if method != "fp8":
-        raise UserError(f"{folder} is quantised by {method!r}; mull reads plain weights, and fp8 in blocks.")
+        raise UserError(f"{where.parent} is quantised by {method!r}; mull reads plain weights, and fp8 in blocks.")
     block = how.get("weight_block_size")
     if not isinstance(block, list) or len(block) != 2 or not all(type(n) is int and 0 < n < 2**16 for n in block):
-        raise UserError(f"{folder}/config.json: weight_block_size = {block!r} is no height and width of FP8 blocks.")
+        raise UserError(f"{where}: weight_block_size = {block!r} is no height and width of FP8 blocks.")
     return block[0], block[1]
 
 
-def raw_config(folder: Path) -> dict[str, Any]:
-    """The content of config.json, which `read_config` has found to be one."""
-    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+def mapped(path: Path) -> Tensor:
+    """A file's bytes, [its size] uint8, read where they are looked at; not to be written to, which ends the process.
+
+    A map that could be written to would count as memory, and a model larger than that could not be read. NumPy is the
+    way to it because torch makes no tensor of a read-only buffer without a warning. Raises UserError.
+    """
+    try:
+        with path.open("rb") as file:
+            return torch.from_dlpack(np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8))
+    except (OSError, ValueError) as error:  # the latter of an empty file
+        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
 
 
-__all__ = ["FLOATS", "SCALE", "Source", "raw_config", "skeleton"]
+__all__ = ["FLOATS", "SCALE", "Source", "mapped", "skeleton"]

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mull.formats.gguf import is_gguf
 from mull.formats.safetensors import MTP, SHARD, Planned, write_file, write_folder
 from mull.model.config import ModelConfig
 from mull.model.families import Place, config_to_hf, places
@@ -43,7 +44,7 @@ def load_model(path: Path, device: torch.device | str = "cpu", mtp: bool = True)
     files lack them.
     """
     path = Path(path)
-    if path.suffix == ".gguf":
+    if is_gguf(path):
         return _load_gguf(path, device)
     source = Source(path)
     cfg = source.cfg if mtp else source.cfg.model_copy(update={"mtp_layers": 0})
@@ -66,17 +67,40 @@ def _load_gguf(path: Path, device: torch.device | str) -> Transformer:
 
 
 def allocate(cfg: ModelConfig, device: torch.device | str = "cpu") -> Transformer:
-    """A model with room for numbers that are still to be read; what no file holds, the rotary table, is there."""
+    """A model with room for numbers that are still to be read; what no file holds, the rotary table, is there.
+
+    Raises UserError where there is not so much memory.
+    """
     model = skeleton(cfg)
-    for module in model.modules():  # as to_empty would, which loads torch's symbolic shapes: half a second
-        own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-        for name, tensor in own:
-            empty = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
-            setattr(module, name, nn.Parameter(empty) if isinstance(tensor, nn.Parameter) else empty)
+    needed = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))  # tied ones once
+    there = available_memory() if torch.device(device).type == "cpu" else None
+    if there is not None and needed > there:
+        raise UserError(f"This model takes {_size(needed)} of memory in fp32; {_size(there)} are free here.")
+    try:
+        for module in model.modules():  # as to_empty would, which loads torch's symbolic shapes: half a second
+            own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+            for name, tensor in own:
+                empty = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+                setattr(module, name, nn.Parameter(empty) if isinstance(tensor, nn.Parameter) else empty)
+    except RuntimeError:  # the CPU's allocator has no error of its own; torch.OutOfMemoryError is one too
+        raise UserError(f"This model takes {_size(needed)} of memory in fp32, which {device} does not have.") from None
     if cfg.tied:
         model.head.weight = model.embed.weight
     model.rotary = Rotary(cfg).to(device)
     return model
+
+
+def available_memory() -> int | None:
+    """Bytes that a process can still fill, swap included; None where nothing says so but Linux."""
+    try:
+        found = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        return sum(int(found[key].removesuffix("kB")) * 1024 for key in ("MemAvailable", "SwapFree"))
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:,.1f} GB"
 
 
 def save_model(folder: Path, model: Transformer, chat: Chat) -> None:
@@ -123,13 +147,17 @@ def write_weights(
         write_file(folder / MTP, apart)
 
 
-def plan_of(model: Transformer, dtype: str) -> Callable[[Place], list[Planned]]:
-    """For write_weights: a model's tensors, on their way to disk converted to `dtype`, one of DTYPES."""
+def plan_of(model: Transformer, dtype: str, exact: bool = False) -> Callable[[Place], list[Planned]]:
+    """For write_weights: a model's tensors, on their way to disk converted to `dtype`, one of DTYPES; those that would
+    lose by that to f32, if all are to be `exact`."""
     state = model.state_dict()
 
     def plan(place: Place) -> list[Planned]:
-        tensor = state[place.ours][place.index]
-        return converted(place.theirs, tuple(tensor.shape), dtype, lambda: tensor.detach().cpu().float())
+        tensor = state[place.ours][place.index].detach()
+        loses = exact and not torch.equal(tensor.to(FLOATS[DTYPES[dtype]]).float(), tensor)
+        return converted(
+            place.theirs, tuple(tensor.shape), "f32" if loses else dtype, lambda: tensor.cpu().float()
+        )  # fmt: skip
 
     return plan
 
@@ -198,6 +226,6 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 __all__ = [
-    "DTYPES", "allocate", "beside", "content", "converted", "dtype_config", "load_model", "plan_of", "save_model",
-    "sync_all", "write_config", "write_json", "write_weights",
+    "DTYPES", "allocate", "available_memory", "beside", "content", "converted", "dtype_config", "load_model", "plan_of",
+    "save_model", "sync_all", "write_config", "write_json", "write_weights",
 ]  # fmt: skip
