@@ -248,11 +248,30 @@ def test_a_directory_one_may_not_write_is_one_line(refused: Refused, tiny: Path,
     assert "Permission denied" in refused("run", tiny, "--out", tmp_path / "run")
 
 
-def test_a_mistake_in_the_words_is_no_traceback(mull: Mull):
-    for words in (["eval", "x"], ["ask"], ["no-such-verb"], ["ask", "x", "y", "--max-tokens", "many"]):
-        said = mull(*words)
-        assert said.code == 2
-        assert "Traceback" not in said.err
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("eval x", "Missing option '--task'. `mull eval --help` says what there is."),
+        ("ask", "Missing argument 'MODEL'. `mull ask --help` says what there is."),
+        ("chta x", "No such command 'chta'. Did you mean 'chat'? `mull --help` says what there is."),
+        ("--nope", "No such option: --nope. `mull --help` says what there is."),
+        ("ask x y --max-tokens many", "Invalid value for '--max-tokens': Input should be a valid integer, unable to "
+         "parse string as an integer. `mull ask --help` says what there is."),
+        ("ask x y --max-tokns 3", "(Possible options: --max-tokens). `mull ask --help` says what there is."),
+        ("export x", "Missing option '--to'. Choose from: hf, gguf. `mull export --help` says what there is."),
+        ("export x --to zip", "Invalid value for '--to': 'zip' is not one of 'hf', 'gguf'. `mull export --help` says"),
+        ("chat x --device", "Option '--device' requires an argument. `mull chat --help` says what there is."),
+        ("info x --json=3", "Option '--json' does not take a value. `mull info --help` says what there is."),
+        *((f"{verb} a b c", "`mull") for verb in ("eval", "chat", "ask", "info", "pull", "export", "report", "tasks")),
+        *((f"{verb} --zzz", f"No such option: --zzz. `mull {verb} --help` says what there is.") for verb in VERBS),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_the_words_is_one_line(refused: Refused, words: str, said: str):
+    assert said in refused(*words.split())
+
+
+def test_no_words_at_all_show_the_verbs(mull: Mull):
+    assert mull() == mull("--help")
 
 
 def test_a_bug_shows_its_traceback(tiny: Path, tmp_path: Path):

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -29,12 +29,23 @@ MENDABLE = (
 )  # fmt: skip
 
 
+USAGE: type[Exception] = typer.BadParameter.__mro__[1]  # click's UsageError, for which typer has no name
+
+
 class Verbs(TyperGroup):
     """Says what went wrong where the user can do something about it."""
+
+    def make_context(self, info_name: str | None, args: list[str], *more: Any, **settings: Any) -> Any:
+        try:
+            return super().make_context(info_name, args or ["--help"], *more, **settings)
+        except USAGE as error:
+            _misused("mull", error)
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
+        except USAGE as error:
+            _misused(f"mull {ctx.invoked_subcommand or ''}".strip(), error)
         except UserError as error:
             _fail(str(error))
         except KeyboardInterrupt:
@@ -45,14 +56,20 @@ class Verbs(TyperGroup):
             _fail(f"{error.filename or 'A file'}: {error.strerror}.")
 
 
-def _fail(line: str, code: int = 2) -> None:
+def _fail(line: str, code: int = 2) -> NoReturn:
     print(" ".join(line.split()), file=sys.stderr)
     raise typer.Exit(code)
 
 
+def _misused(command: str, error: Any) -> NoReturn:
+    """Words that are none of a command's, in one line instead of click's four."""
+    what = error.format_message().replace("Value error, ", "").strip().rstrip(".")
+    _fail(f"{what}{'' if what.endswith('?') else '.'} `{command} --help` says what there is.")
+
+
 app = typer.Typer(
     cls=Verbs, help="Own your reasoning model: train, teach, distill, judge and talk with it, with the bill attached.",
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
 
