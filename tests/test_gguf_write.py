@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from pathlib import Path
 from typing import Any
@@ -189,36 +188,21 @@ def test_llama_cpp_gives_the_same_probabilities(name: str, tmp_path: Path) -> No
             assert (row - found)[seen].abs().max() < 5e-4
 
 
-def decided(model: Transformer, count: int, length: int, rounding: float) -> dict[int, list[int]]:
-    """Of prompts(3 * count), `count` greedy continuations that stay when all weights move by a share of `rounding`.
-
-    Where an expert or a token leads by less, which one it is is up to the order of sums.
-    """
-    requests = [Request(tuple(prompt), Sampling(max_tokens=length, temperature=0.0)) for prompt in prompts(3 * count)]
-    answers = [answer.tokens for answer in LocalEngine(model, chat()).generate(requests)]
-    same = [True] * len(answers)
-    for seed in range(3):
-        moved, draw = copy.deepcopy(model), torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for weight in moved.parameters():
-                weight.mul_(1 + rounding * (2 * torch.rand(weight.shape, generator=draw) - 1))
-        others = LocalEngine(moved, chat()).generate(requests)
-        same = [kept and answer == other.tokens for kept, answer, other in zip(same, answers, others, strict=True)]
-    return dict([(i, list(answer)) for i, answer in enumerate(answers) if same[i]][:count])
-
-
-@pytest.mark.parametrize(("dtype", "rounding"), [("f32", 2**-20), ("f16", 2**-10)], ids=["f32", "f16"])
+@pytest.mark.parametrize(("dtype", "least"), [("f32", 20), ("f16", 18)], ids=["f32", "f16"])
 @pytest.mark.parametrize("cfg", [LLAMA, QWEN3MOE, DEEPSEEK, DEMO], ids=["llama", "qwen3moe", "deepseek2", "demo"])
 def test_llama_cpp_gives_the_same_tokens_for_20_prompts(
-    cfg: ModelConfig, dtype: str, rounding: float, tmp_path: Path
+    cfg: ModelConfig, dtype: str, least: int, tmp_path: Path
 ) -> None:
-    """mull runs what it loads from the file; llama.cpp rounds activations to f16 where weights are."""
-    path = written(tmp_path, limit_to_speakable(model_of(cfg, std=0.3)), dtype)
-    kept = decided(load_model(path), 20, 12, rounding)
-    assert len(kept) == 20
-    other, asked = LlamaCpp(path), prompts(60)
-    for i, tokens in kept.items():
-        assert other.greedy(asked[i], 12).tokens == tokens
+    """mull runs what it loads from the file. Where weights are f16, llama.cpp rounds activations to it as well: one
+    prompt in a hundred then meets two tokens or experts that lead equally. A wrong computation changes nearly all.
+    """
+    path = written(tmp_path, limit_to_speakable(model_of(cfg, std=0.1)), dtype)
+    asked, sampling = prompts(20), Sampling(max_tokens=12, temperature=0.0)
+    answers = LocalEngine(load_model(path), chat()).generate([Request(tuple(ids), sampling) for ids in asked])
+    other = LlamaCpp(path)
+    theirs = [other.greedy(ids, 12).tokens for ids in asked]
+    assert [len(tokens) for tokens in theirs] == [12] * 20
+    assert sum(list(answer.tokens) == tokens for answer, tokens in zip(answers, theirs, strict=True)) >= least
 
 
 @pytest.mark.slow
