@@ -26,7 +26,7 @@ from mull.export import COPIED, export
 from mull.formats.gguf import read_header
 from mull.formats.safetensors import read_folder
 from mull.model.transformer import Transformer
-from mull.model.weights import DTYPES, load_model, save_model
+from mull.model.weights import DTYPES, load_model, save_model, sync_all
 from mull.ops.attention import Documents
 from mull.report.card import Origin, origin_of_gguf
 from mull.types import UserError
@@ -245,6 +245,57 @@ def test_nothing_is_overwritten_and_no_type_invented(
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.parametrize(("to", "link"), [("hf", "d"), ("gguf", "d"), ("gguf", "d.gguf"), ("gguf", "d.md")])
+def test_a_link_that_leads_nowhere_is_not_replaced(to: str, link: str, tmp_path: Path) -> None:
+    source = saved(tmp_path / "m")
+    (tmp_path / link).symlink_to("later")
+    out = tmp_path / ("d.gguf" if link == "d.md" else link)
+    with pytest.raises(UserError, match="there already"):
+        export(source, to, out)  # pyright: ignore[reportArgumentType]
+    assert (tmp_path / link).readlink() == Path("later")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([link, "m"])
+
+
+@pytest.mark.parametrize(("to", "out"), [("hf", "d"), ("gguf", "d"), ("gguf", "d.gguf"), ("gguf", "D.GGUF")])
+def test_the_users_own_parts_are_left_alone(to: str, out: str, tmp_path: Path) -> None:
+    """However they are named; and nothing but the export itself is left beside them."""
+    source = saved(tmp_path / "m")
+    mine = tmp_path / f".{out}.part"
+    mine.mkdir()
+    (mine / "work").write_text("of years")
+    export(source, to, tmp_path / out)  # pyright: ignore[reportArgumentType]
+    assert (mine / "work").read_text() == "of years"
+    made = [out, f"{out[:-5]}.md"] if "." in out else [out]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["m", mine.name, *made])
+
+
+@pytest.mark.parametrize(("to", "out"), [("hf", "d"), ("gguf", "d.gguf")])
+def test_two_exports_to_one_place_do_not_mix(to: str, out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the first is at its last step the second begins and ends; the first is then refused, and loses nothing."""
+    source, written = saved(tmp_path / "m"), []
+
+    def last_step(folder: Path) -> None:
+        sync_all(folder)
+        if not written:
+            written.append(True)
+            export(source, to, tmp_path / out)  # pyright: ignore[reportArgumentType]
+            written.append(content_of(tmp_path))
+
+    monkeypatch.setattr("mull.export.sync_all", last_step)
+    with pytest.raises(UserError, match=r"there already|cannot be written: Directory not empty"):
+        export(source, to, tmp_path / out)  # pyright: ignore[reportArgumentType]
+    del written[1]["parts"]
+    left = content_of(tmp_path)
+    del left["parts"]
+    assert left == written[1]
+
+
+def content_of(folder: Path) -> dict[str, object]:
+    files = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    seen: dict[str, object] = {name: raw for name, raw in files.items() if not name.startswith(".")}
+    return seen | {"parts": len(files) - len(seen)}
+
+
 def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     export(saved(tmp_path / "m"), "hf", tmp_path / "out")
@@ -327,6 +378,27 @@ def test_a_gguf_file_says_whose_it_is(tmp_path: Path) -> None:
     bare = read_header(export(saved(tmp_path / "bare"), "gguf", tmp_path / "bare.gguf")).metadata
     assert origin_of_gguf(bare) == Origin()
     assert "general.license" not in bare
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16", "q8_0"])
+def test_a_gguf_file_keeps_its_type(dtype: str, tmp_path: Path) -> None:
+    """Exported without --dtype a GGUF file has the same tensors, to the bit, and a directory of it the same numbers."""
+    first = export(saved(tmp_path / "m"), "gguf", tmp_path / "a.gguf", dtype)
+    again = export(first, "gguf", tmp_path / "b" / "B.GGUF")
+    before, after = (read_header(path) for path in (first, again))
+    assert {info.type for info in before.tensors.values()} >= {"F32", dtype.upper()}
+    for name, info in before.tensors.items():
+        other = after.tensors[name]
+        assert other.type == info.type, name
+        raws = [f.read_bytes()[i.offset : i.offset + i.bytes] for f, i in ((first, info), (again, other))]
+        assert raws[0] == raws[1], name
+    folder = export(again, "hf", tmp_path / "hf")
+    assert same(load_model(folder), load_model(first))
+    wide = {"f16": "float16", "bf16": "bfloat16"}.get(dtype, "float32")
+    assert json.loads((folder / "config.json").read_text())["torch_dtype"] == wide
+    matrices = {kind for name, (kind, _) in stored(folder).items() if "_proj" in name}
+    assert matrices == {{"f16": "F16", "bf16": "BF16"}.get(dtype, "F32")}
+    assert export(folder, "gguf", tmp_path / "back").name == f"hf-{dtype if dtype != 'q8_0' else 'f32'}.gguf"
 
 
 def test_types_of_gguf(tmp_path: Path) -> None:

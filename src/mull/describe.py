@@ -58,7 +58,7 @@ SERVED = {"f32": 4, "bf16": 2, "fp8": 2}  # format of the weights -> bytes per n
 
 def _model(path: Path) -> dict[str, Any]:
     cfg = read_config(path)
-    header = gguf.read_header(path) if path.suffix == ".gguf" else None
+    header = gguf.read_header(path) if gguf.is_gguf(path) else None
     count = parameters(cfg)
     if max(count.total, count.mtp, cfg.max_length * cache_bytes(cfg)) > LARGEST:
         raise UserError(f"{path} announces a model of more than {LARGEST:.0e} parameters or bytes; there is none.")

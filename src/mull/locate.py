@@ -15,6 +15,7 @@ from typing import Any
 from mull import hub
 from mull.config import build, nearest
 from mull.formats.bounded import read_object
+from mull.formats.gguf import is_gguf
 from mull.formats.safetensors import INDEX, PICKLES, WHOLE, read_folder
 from mull.ledger import Rates
 from mull.types import UserError
@@ -64,25 +65,25 @@ def _named(name: str) -> Located:
         short = (path.stem if repo.file else repo.id.partition("/")[2]) if repo else name
         return Located(path, short, None, Rates())
     parent = Path(name).parent
-    beside = [p.name for p in parent.glob("[!.]*") if p.is_dir() or p.suffix == ".gguf"] if parent.is_dir() else []
+    beside = [p.name for p in parent.glob("[!.]*") if p.is_dir() or is_gguf(p)] if parent.is_dir() else []
     if repo and not (parent.is_dir() and nearest(Path(name).name, beside)):
         raise UserError(f"{name} is neither a path nor a model that has been pulled; `mull pull {name}` fetches it.")
     raise UserError(f"There is no model or run at {name}.{nearest(Path(name).name, [*beside, *hub.NAMED])}")
 
 
 def _of_file(path: Path, weights: bool) -> Located:
-    match path.suffix:
+    match path.suffix.lower():
         case ".gguf":
             return Located(path, path.stem, None, Rates())
         case ".json" if not weights:
             return Located(path, path.resolve().parent.name, None, Rates())
-        case suffix if f"*{suffix}" in PICKLES:
+        case suffix if suffix in PICKLES:
             raise UserError(f"{path} may be a pickle, which can run any code; mull opens safetensors and GGUF files.")
     raise UserError(f"{path} is a file; give the directory of a model or run, or a .gguf file.")
 
 
 def _ggufs(folder: Path) -> str:
-    files = sorted(path.name for path in folder.glob("*.gguf"))
+    files = sorted(path.name for path in folder.glob("*") if is_gguf(path))
     return f" Give one of its GGUF files: {', '.join(files[:8])}." if files else ""
 
 

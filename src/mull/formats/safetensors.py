@@ -28,7 +28,7 @@ BITS = {
     "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64, "C64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
 }  # fmt: skip
 WHOLE, INDEX, MTP = "model.safetensors", "model.safetensors.index.json", "mtp.safetensors"
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 FILE_NAME = re.compile(r"[\w.+-]{1,200}\.safetensors", re.ASCII)
 MOST_JSON = 2**25  # bytes of a header or index: a quarter of a million tensors, twice what the largest models have
 MOST_DIMENSIONS = 8
@@ -73,7 +73,7 @@ def read_folder(folder: Path) -> dict[str, TensorInfo]:
 
 
 def _no_weights(folder: Path) -> UserError:
-    pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
+    pickles = sorted(path.name for path in folder.glob("*") if path.suffix.lower() in PICKLES)
     if pickles:
         return UserError(
             f"{folder} holds its weights as pickles only ({pickles[0]}); opening one can run code, so mull never does: "

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from mull.formats.bounded import read_object, read_text
-from mull.formats.safetensors import INDEX, MOST_JSON, WHOLE
+from mull.formats.safetensors import INDEX, MOST_JSON, PICKLES, WHOLE
 from mull.hub.cache import Say, alone
 from mull.types import UserError, sync
 
@@ -37,7 +37,6 @@ WANTED = (
     "added_tokens.json", "chat_template*", "*.safetensors", "*.safetensors.index.json", "README.md", "LICENSE*",
 )  # fmt: skip
 UNWANTED = ("consolidated*", "adapter*")  # the same weights in another layout; changes to another model's
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from typing import Any
 
 from mull.config import build, nearest
 from mull.formats.bounded import read_object
+from mull.formats.gguf import is_gguf, read_header
 from mull.model.config import ModelConfig, family_of
 from mull.model.flops import parameters
 from mull.model.rope import rope_from_hf, rope_to_hf
@@ -63,7 +64,9 @@ HEADS = {"head_dim": "head_dim"}
 BIAS = {"qkv_bias": "attention_bias"}
 SOFTMAX = {"experts": "num_experts", "active_experts": "num_experts_per_tok", "renormalise": "norm_topk_prob"}
 UNSAID = {"rope_theta": 10000.0, "max_length": 2048, "eps": 1e-6, "tied": False, "shared_experts": 0, "qkv_bias": False}
-NEEDED = ("vocab", "width", "layers", "heads", "ffn", "experts", "expert_ffn", "kv_rank", "nope_dim", "rope_dim", "v_dim")
+NEEDED = (
+    "vocab", "width", "layers", "heads", "ffn", "experts", "expert_ffn", "kv_rank", "nope_dim", "rope_dim", "v_dim",
+)  # fmt: skip
 NOT_LATENT = {"kv_rank": 0, "q_rank": 0}
 NOT_MIXED = {"experts": 0, "active_experts": 1, "dense_layers": 0}
 DENSE = NOT_LATENT | NOT_MIXED
@@ -343,8 +346,7 @@ def read_config(path: Path) -> ModelConfig:
     Raises UserError where there is none, or none that mull can run.
     """
     path = Path(path)
-    if path.suffix == ".gguf":
-        from mull.formats.gguf import read_header
+    if is_gguf(path):
         from mull.model import gguf
 
         return gguf.config_of(read_header(path))
