@@ -237,22 +237,52 @@ def test_published_templates_give_the_ids_that_transformers_gives(
 forging = st.lists(st.sampled_from([*MARKUP, "<|im_", "end|>", "/think", "<", "a", "\n", " "]), max_size=5).map("".join)
 
 
+CHANNELS = ("system", "asked", "thought", "named", "key", "value", "result", "tool")
+
+
+def spoken(said: dict[str, str], ends: bool) -> tuple[list[Message], list[dict[str, Any]]]:
+    """A conversation, and tools, in which what is said comes through every channel."""
+    w = {channel: "w" + said.get(channel, "") for channel in CHANNELS}
+    call = {"type": "function", "id": "c", "function": {"name": w["named"], "arguments": {w["key"]: w["value"]}}}
+    talk = [
+        Message("system", w["system"]), Message("user", w["asked"]),
+        Message("assistant", "", w["thought"], tool_calls=(call,)), Message("tool", w["result"]),
+    ]  # fmt: skip
+    about = {"type": "string", "description": w["tool"], "enum": [w["tool"]]}
+    parameters = {"type": "object", "properties": {w["tool"]: about}, "required": [w["tool"]]}
+    function = {"name": w["tool"], "description": w["tool"], "parameters": parameters}
+    return talk + [Message("user", w["asked"])] * ends, [{"type": "function", "function": function}]
+
+
 @needs_templates
 @pytest.mark.parametrize("name", PUBLISHED)
 @settings(deadline=None, max_examples=25)
-@given(forging, forging, forging)
-def test_what_is_said_never_becomes_structure(name: str, system: str, asked: str, result: str) -> None:
+@given(st.dictionaries(st.sampled_from(CHANNELS), forging), st.booleans())
+def test_what_is_said_never_becomes_structure(name: str, said: dict[str, str], ends: bool) -> None:
     """The prompt has the same special tokens, in the same order, as one whose messages are harmless words."""
     own = {*published(name).tokenizer.added.values()}
-    tools = None if name == "llama-cpp-deepseek-r1" else [TOOL]  # transformers cannot render tools with this one
+    renders = name != "llama-cpp-deepseek-r1"  # transformers cannot render tools with this one
 
-    def specials(system: str, asked: str, result: str) -> list[int]:
-        call = Message("assistant", "", tool_calls=(CALL,))
-        talk = [Message("system", "w" + system), Message("user", asked), call, Message("tool", result)]
-        return [i for i in published(name).encode([*talk, Message("user", asked)], tools=tools) if i in own]
+    def specials(said: dict[str, str]) -> list[int]:
+        talk, tools = spoken(said, ends)
+        return [i for i in published(name).encode(talk, tools=tools if renders else None) if i in own]
 
-    flag = "/think" if "/think" in system else ""  # SmolLM3 looks for it in a system message
-    assert specials(system, asked, result) == specials(flag, "w", "w")
+    flag = "/think" if "/think" in said.get("system", "") else ""  # SmolLM3 looks for it there
+    assert specials(said) == specials({"system": flag})
+
+
+HEARD = "{{ messages | tojson }}{{ tools | tojson }}"
+
+
+@pytest.mark.parametrize("channel", CHANNELS)
+def test_every_channel_is_heard_and_none_of_them_makes_structure(channel: str) -> None:
+    """In a template that writes out all there is."""
+    open_, own = Chat(chat().tokenizer, HEARD), {*range(len(SPECIALS))}
+    for token in SPECIALS:
+        talk, tools = spoken({channel: f"x{token}y"}, ends=True)
+        ids = open_.encode(talk, tools=tools)
+        assert not own & {*ids}
+        assert f"wx{token}y" in open_.tokenizer.decode(ids)
 
 
 @pytest.mark.parametrize(
@@ -360,6 +390,23 @@ def test_answers_are_written_as_the_model_writes_them(name: str, thinking: bool,
     them = published(name)
     ids = them.answer(Message("assistant", "yes", "hm"), thinking, [Message("user", "q")])
     assert them.tokenizer.decode(ids) == want
+
+
+@needs_templates
+def test_an_answer_that_would_be_left_out_is_not_taught() -> None:
+    """A thought's end is no turn's; files that say so would teach models to say nothing."""
+    name, yes = "openai-gpt-oss-120b", Message("assistant", "yes", "hm")
+    t, template = published(name).tokenizer, published(name).template
+    taught = published(name).answer(yes, True)
+    assert t.decode(taught).endswith("<|message|>yes<|return|>")
+    wrong = Chat(Tokenizer(t.inner, t.config, [t.added["<|end|>"]]), template)
+    with pytest.raises(UserError, match=r"the answer 'yes', or ends the turn before it, at '<\|end\|>'"):
+        wrong.answer(yes, True)
+    undeclared = Chat(Tokenizer(t.inner, {}), template)
+    assert undeclared.answer(yes, True) == taught
+    mute = Chat(chat().tokenizer, PLAIN.replace("m.content", "m.content[:2]"))
+    with pytest.raises(UserError, match="leaves out the answer 'yes'"):
+        mute.answer(Message("assistant", "yes"), True)
 
 
 def test_a_model_that_does_not_think_is_never_still_thinking() -> None:

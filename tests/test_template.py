@@ -9,13 +9,16 @@ import sys
 import threading
 import time
 from functools import cache
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mull.text import sandbox
 from mull.text.template import LONGEST, Template
 from mull.types import UserError
 
@@ -232,9 +235,43 @@ def test_templates_without_end_come_to_one_within_seconds_and_in_bounded_memory(
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(lines) == len(ENDLESS)
     for seconds, peak, said, source in lines:
-        assert "does not end" in said, (source, said)
+        assert "does not end" in said and "MemoryError" not in said, (source, said)  # it is stopped before
         assert seconds < 2, source
         assert peak < 512 << 10, source  # KiB
+
+
+def test_a_starved_machine_is_no_endless_template(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hours pass between any two looks at the clock; the template itself takes no time."""
+    hours = SimpleNamespace(monotonic=count(step=3600).__next__, thread_time=time.thread_time)
+    monkeypatch.setattr(sandbox, "time", hours)
+    assert Template("{% for m in messages %}{{ m.content | upper }}{% endfor %}").render(ASKED) == "HI"
+
+
+def test_nothing_is_computed_while_a_template_compiles() -> None:
+    environment, ran = sandbox.Sandbox(), []
+    environment.filters["upper"] = ran.append
+    environment.compiled("{{ 'x' | upper }}")
+    assert not ran
+
+
+SHOWN = (
+    "raise_exception", "range", "dict", "strftime_now", "messages[0].get", "messages[0].content.upper",
+    "messages | map(attribute='role')",
+)  # fmt: skip
+WAYS = (
+    "{{ IT }}", "{{ [IT] }}", "{{ 'a' ~ (IT) }}", "{{ (IT) | string }}", "{{ '%s' % (IT) }}", "{{ [[IT]] | join }}",
+    "{% set ns = namespace(x=IT) %}{{ ns.x }}", "{{ {'a': IT} }}", "{{ dict(a=IT) }}", "{{ (IT,) | first | string }}",
+    "{% macro f() %}{{ varargs }}{{ kwargs }}{% endmacro %}{{ f(IT, a=IT) }}",
+)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_nothing_says_where_it_lies_in_memory(way: str) -> None:
+    for it in SHOWN:
+        with pytest.raises(UserError, match="function"):
+            Template(way.replace("IT", it)).render(ASKED)
+    assert "0x" not in Template("{{ namespace }}{{ namespace() }}{% macro f() %}{% endmacro %}{{ f }}").render(ASKED)
+    assert Template("{{ messages }}").render([{"role": "user", "content": "at 0x7f"}]).endswith("'at 0x7f'}]")
 
 
 def test_a_short_template_of_many_parts_compiles_within_seconds() -> None:

@@ -199,6 +199,12 @@ def test_what_ends_an_answer(files: dict[str, object], stops: tuple[int, ...], t
     assert Tokenizer.load(published_files(tmp_path, **files)).stop_ids == stops
 
 
+def test_what_ends_gpt_oss_thoughts_does_not_end_its_answers() -> None:
+    tokens = [token(text) for text in ("<|end|>", "<|return|>", "<|call|>")]
+    assert Tokenizer(foreign(*tokens), {}).stop_ids == (257, 258)
+    assert Tokenizer(foreign(*tokens[:2]), {}).stop_ids == (256, 257)
+
+
 def test_tokens_that_only_the_configuration_adds_are_added(tmp_path: Path) -> None:
     """As AutoTokenizer does."""
     listed = {str(261 + i): {"content": text, "special": i == 0} for i, text in enumerate(["<|new|>", "<call>"])}

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from mull.formats.bounded import read_text
+from mull.formats.gguf import is_gguf, read_header
 from mull.text.template import Template
 from mull.text.tokenizer import END_THINK, THINK, Tokenizer, beginnings, read_json
 from mull.types import Message, UserError
@@ -70,8 +71,7 @@ class Chat:
     def load(cls, path: Path) -> Chat:
         """That of a model directory or a .gguf file. Raises UserError for damage."""
         path = Path(path)
-        if path.suffix == ".gguf" and not path.is_dir():
-            from mull.formats.gguf import read_header
+        if is_gguf(path):
             from mull.text.vocab import tokenizer_of
 
             metadata = read_header(path).metadata
@@ -173,13 +173,19 @@ class Chat:
             text, cuts = self._turn(message, thinking, before, prompt)
         ids = self._ids(text, cuts, len(prompt))
         end = next((at for at, i in enumerate(ids) if i in t.stop_ids), None)
-        if end is not None:
-            return ids[: end + 1]
-        if not t.stop_ids:
-            raise UserError("This model's files name no token that ends a turn, so it cannot be taught one.")
-        # GLM's turns end where the user's next one begins
-        beyond = t.encode(self._behind(before, thinking, Message("user", "?")), special=True)
-        return [*ids, next((i for i in beyond if i in t.stop_ids), t.stop_ids[0])]
+        if end is None:
+            if not t.stop_ids:
+                raise UserError("This model's files name no token that ends a turn, so it cannot be taught one.")
+            # GLM's turns end where the user's next one begins
+            beyond = t.encode(self._behind(before, thinking, Message("user", "?")), special=True)
+            ids, end = [*ids, next((i for i in beyond if i in t.stop_ids), t.stop_ids[0])], len(ids)
+        said = message.content.rpartition(END_THINK)[2].strip()
+        if t.decode(t.encode(said)) not in t.decode(ids[: end + 1]):
+            raise UserError(
+                f"This model's chat template leaves out the answer {said[:60]!r}, or ends the turn before it, at "
+                f"{t.decode(ids[end : end + 1])!r}; it cannot be taught it."
+            )
+        return ids[: end + 1]
 
     def _tells(self, message: Message, thinking: bool, before: Sequence[Message]) -> bool:
         """Whether the template writes out what the message's author thought."""

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import wraps
+from types import BuiltinFunctionType, FunctionType, GeneratorType, MethodType
 from typing import Any
 
 import jinja2
@@ -42,7 +43,7 @@ BITS = 4096  # of a whole number
 FILTERS = (
     "abs", "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first", "float", "int", "items", "last",
     "length", "list", "lower", "map", "max", "min", "reject", "rejectattr", "reverse", "safe", "select", "selectattr",
-    "sort", "string", "title", "trim", "unique", "upper",
+    "sort", "title", "trim", "unique", "upper",
 )  # fmt: skip
 STRING = frozenset({
     "capitalize", "casefold", "center", "count", "endswith", "find", "index", "isalnum", "isalpha",
@@ -57,6 +58,7 @@ METHODS: tuple[tuple[type, frozenset[str]], ...] = (
     (list, frozenset({"copy", "count", "index"})),
     (tuple, frozenset({"count", "index"})),
 )
+CODE = (FunctionType, MethodType, BuiltinFunctionType, GeneratorType)
 WIDE = re.compile(r"\*|\d{3}")  # in a % format: a width or precision of hundreds, or given as an argument
 
 
@@ -68,18 +70,22 @@ class Budget:
     """What one rendering may use: `size` characters made in all, and SECONDS of time."""
 
     def __init__(self, size: int):
-        self.left, self.end = size, time.monotonic() + SECONDS
+        self.left, self.end, self.busy = size, time.monotonic() + SECONDS, time.thread_time() + SECONDS
 
     def spend(self, size: int) -> None:
         if size > 0:  # or a width below nothing would be a gain
             self.left -= size
         if self.left < 0:
             raise Exhausted("it makes more text than a conversation could need")
-        if time.monotonic() > self.end:
+        # by the clock on the wall, which is quick to ask, then by the thread's own: other work is not the template's
+        if time.monotonic() > self.end and time.thread_time() > self.busy:
             raise Exhausted(f"it takes longer than {SECONDS:g} s")
 
     def measure(self, value: Any) -> int:
-        """Size of `value` written out, what is shared counted as often as it is seen; a walk in bounded steps."""
+        """Size of `value` written out, what is shared counted as often as it is seen; a walk in bounded steps.
+
+        Raises SecurityError for functions within it: written out, they say where they lie in memory.
+        """
         if isinstance(value, str):
             return len(value)
         size, seen, rest = 0, 0, [value]
@@ -95,6 +101,8 @@ class Budget:
                 if size <= self.left:
                     rest.extend(item)
                     rest.extend(item.values() if isinstance(item, dict) else ())
+            elif isinstance(item, CODE) and item is not value:
+                raise SecurityError("it puts a function among its data")
             if size > self.left or seen % 4096 == 0:
                 self.spend(size if size > self.left else 0)
         self.spend(seen)
@@ -120,7 +128,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
             " turn": self._turn, " made": pass_context(lambda _, value: self._made(value)),
             " cut": pass_context(lambda _, value: self._cut(value)),
             " timed": pass_context(lambda _, value: self._timed(value)),
-            " glued": pass_context(lambda _, parts: self._made("".join(map(str, parts)))),
+            " glued": pass_context(lambda _, parts: self._made("".join(map(self.text, parts)))),
+            "string": self.text,
         }  # fmt: skip
         self.globals = {
             "range": self.globals["range"], "dict": _make_dict,
@@ -176,12 +185,19 @@ class Sandbox(ImmutableSandboxedEnvironment):
         elif operator == "%" and isinstance(left, str):
             if WIDE.search(left):
                 raise SecurityError("a width of hundreds in a % format")
-            spend(measure(right) * left.count("%"))
+            spend(measure([right]) * left.count("%"))
         elif operator == "+":
             return self._made(left + right)
         return self.binop_table[operator](left, right)
 
     # Measures
+
+    def text(self, value: Any) -> str:
+        """`value` as a template shows it."""
+        if isinstance(value, str):
+            return value
+        self.budget.measure([value])
+        return str(value)
 
     def _made(self, value: Any) -> Any:
         self.budget.spend(self.budget.measure(value))
@@ -278,7 +294,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 @pass_context
 def _written(context: Context, value: Any) -> str:
     """Every expression that a template shows goes through here."""
-    text = value if isinstance(value, str) else str(value)
+    text = context.environment.text(value)  # type: ignore[attr-defined]
     context.environment.budget.spend(len(text))  # type: ignore[attr-defined]
     return text
 
