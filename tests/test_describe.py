@@ -18,6 +18,7 @@ from small import GQA, MLA, MOE, changed, chat, model_of
 
 from mull.describe import describe
 from mull.export import export
+from mull.formats import gguf as formats
 from mull.model.config import ModelConfig
 from mull.model.families import config_to_hf, places
 from mull.model.weights import save_model
@@ -125,7 +126,7 @@ def test_the_licence_is_the_model_cards(card: str, license: str, tmp_path: Path)
     assert describe(tmp_path)["license"] == license
 
 
-def test_a_gguf_file(mull: Mull, tmp_path: Path):
+def test_a_gguf_file(mull: Mull, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = tmp_path / "tiny.gguf"
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_license("mit")
@@ -151,7 +152,11 @@ def test_a_gguf_file(mull: Mull, tmp_path: Path):
     writer.write_tensors_to_file()
     writer.close()
 
+    read: list[Path] = []
+    reads = formats.read_header
+    monkeypatch.setattr(formats, "read_header", lambda path: read.append(path) or reads(path))
     facts = describe(path)
+    assert read == [path]  # once
     assert (facts["family"], facts["layers"], facts["vocab"], facts["license"]) == ("llama", 1, 100, "mit")
     assert {kind: one["tensors"] for kind, one in facts["held"].items()} == {"Q8_0": 8, "F16": 1, "F32": 3}
     parameters = 2 * 100 * 64 + 4 * 64 * 64 + 3 * 96 * 64 + 3 * 64

@@ -49,6 +49,8 @@ def test_a_repository_is_what_a_model_needs_and_no_more(server: Hub):
     assert hub.resolve(f"{ORG}@{COMMIT}") == folder
     assert hub.resolve(f"{ORG}@other") is None
     assert hub.pulled() == {ORG: folder}
+    listed = mull("pull")
+    assert listed.stdout.splitlines()[1].split() == ["name", "path"], listed
     assert "8 files" in said[0]  # the configuration came before
     assert said[-1] == f"{ORG} is in {folder}; from now on it needs no network."
 
@@ -183,6 +185,23 @@ def test_a_file_that_ends_early_is_one_line(server: Hub, hasty: None):
     assert "sent less or more of a file" in refused(ORG)
 
 
+def test_a_server_that_sends_more_than_it_announced_does_not_fill_the_disk(
+    server: Hub, hasty: None, monkeypatch: pytest.MonkeyPatch
+):
+    """What is on the disk is looked at whenever there is more to write."""
+    name = "model-00001-of-00002.safetensors"
+    server.lies[name] = BIG * 8
+    sizes: list[int] = []
+    tell = repository._Within.tell
+    monkeypatch.setattr(repository._Within, "tell", lambda file: sizes.append(tell(file)) or sizes[-1])
+    assert refused(ORG) == f"{name} arrives with more than the 1,048,576 bytes that the hub announces; thrown away."
+    assert 900_000 < max(sizes) <= len(BIG)
+    assert [path.stat().st_size for path in (Repo(ORG, "main", "").folder / "blobs").glob("*.incomplete")] == [0]
+    server.lies.clear()
+    folder, _ = pull(ORG)
+    assert (folder / name).read_bytes() == BIG
+
+
 def test_one_gguf_file_of_a_repository(server: Hub):
     server.files = {"README.md": b"", "q4/tiny.gguf": BIG, "q8/tiny.gguf": BIG[::-1]}
     path, _ = pull(f"{ORG}:q4/tiny.gguf")
@@ -261,6 +280,16 @@ def test_gated_private_and_missing_repositories(server: Hub):
 def test_a_server_that_is_no_hub(server: Hub, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(Handler, "model", lambda self, revision: self.json(["no", "hub"]))
     assert f"{server.url} does not answer as a hub of models does" in refused(ORG)
+
+
+@pytest.mark.parametrize("address", ["nonsense", "ftp://127.0.0.1:9", "http://127.0.0.1:port", "https://"])
+def test_an_endpoint_that_is_no_address(address: str, monkeypatch: pytest.MonkeyPatch):
+    endpoint(monkeypatch, address)
+    assert refused(ORG) == f"HF_ENDPOINT is {address!r}, which is no http:// or https:// address of a hub."
+
+
+def test_a_misspelt_name_is_answered_with_the_nearest():
+    assert refused("smolm2").endswith("behind it if wanted. Did you mean 'smollm2'?")
 
 
 def test_with_no_network_it_says_what_to_put_where():

@@ -309,7 +309,7 @@ def pull(
         if as_json:
             print_json({"models": here})
         else:
-            print_names("Models that need no network", list(here.items()))
+            print_names("Models that need no network", list(here.items()), "path")
         return
     path = hub.pull(name, say=lambda line: print(line, file=sys.stderr, flush=True), approve=read_config)
     if as_json:

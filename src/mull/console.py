@@ -205,9 +205,9 @@ def _in_formats(sizes: Mapping[str, int]) -> str:
     return ", ".join(f"{count(size)}B in {name}" for name, size in sizes.items())
 
 
-def print_names(title: str, rows: Sequence[tuple[str, str]]) -> None:
-    """Names and what they are, a line each."""
-    table = _table(title, ["name", "about"], left=2)
+def print_names(title: str, rows: Sequence[tuple[str, str]], what: str = "about") -> None:
+    """Names and what they are, or where, a line each."""
+    table = _table(title, ["name", what], left=2)
     table.columns[0].no_wrap = True
     table.columns[1].no_wrap = False
     for name, about in rows:

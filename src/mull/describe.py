@@ -57,8 +57,7 @@ SERVED = {"f32": 4, "bf16": 2, "fp8": 2}  # format of the weights -> bytes per n
 
 
 def _model(path: Path) -> dict[str, Any]:
-    cfg = read_config(path)
-    header = gguf.read_header(path) if gguf.is_gguf(path) else None
+    cfg, header = _read(path)
     count = parameters(cfg)
     if max(count.total, count.mtp, cfg.max_length * cache_bytes(cfg)) > LARGEST:
         raise UserError(f"{path} announces a model of more than {LARGEST:.0e} parameters or bytes; there is none.")
@@ -73,6 +72,16 @@ def _model(path: Path) -> dict[str, Any]:
         "disk_bytes": _disk_bytes(path), "held": _held(path, header), "license": _license(path, header),
         "config": cfg.model_dump(mode="json"),
     }  # fmt: skip
+
+
+def _read(path: Path) -> tuple[ModelConfig, gguf.Header | None]:
+    """The configuration, and a GGUF file's header, which says more."""
+    if not gguf.is_gguf(path):
+        return read_config(path), None
+    from mull.model.gguf import config_of  # imports torch
+
+    header = gguf.read_header(path)
+    return config_of(header), header
 
 
 def _serving(cfg: ModelConfig, sizes: Mapping[str, int], rows: int, length: int) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mull.config import nearest
 from mull.hub import repository, wheel
 from mull.hub.cache import Say
 from mull.hub.repository import Approve, repo_of
@@ -36,7 +37,7 @@ def pull(name: str, say: Say, approve: Approve = lambda config: None) -> Path:
     if (repo := repo_of(name)) is None:
         raise UserError(
             f"{name!r} is no name of a model to pull; names are {', '.join(NAMED)} and ORG/NAME of a hub, "
-            "with @REVISION or :FILE.gguf behind it if wanted."
+            f"with @REVISION or :FILE.gguf behind it if wanted.{nearest(name, NAMED)}"
         )
     return repository.pull(repo, say, approve)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import io
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -226,6 +227,21 @@ def _bring(repo: Repo, commit: str, blobs: Sequence[Blob], say: Say) -> Path:
     return Path(folder)
 
 
+class _Within(io.BufferedWriter):
+    """A file to append to, as long as the one that was announced: a server may send without end."""
+
+    def __init__(self, path: Path, blob: Blob):
+        super().__init__(io.FileIO(path, "ab"))
+        self.blob = blob
+
+    def write(self, content: Any, /) -> int:
+        if self.tell() + len(content) > self.blob.size:
+            self.truncate(0)
+            raise UserError(f"{self.blob.name} arrives with more than the {self.blob.size:,} bytes that the hub "
+                            "announces; thrown away.")  # fmt: skip
+        return super().write(content)
+
+
 def _fetch(repo: Repo, commit: str, blob: Blob, say: Say) -> None:
     """One file into the cache. huggingface_hub throws away what a killed process had: here it stays and goes on."""
     from huggingface_hub import hf_hub_url
@@ -237,7 +253,7 @@ def _fetch(repo: Repo, commit: str, blob: Blob, say: Say) -> None:
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{blob.digest}.incomplete")
-    with part.open("ab") as file:
+    with _Within(part, blob) as file:
         if (done := file.tell()) > blob.size:
             done = file.truncate(0)
             file.seek(0)
@@ -279,6 +295,8 @@ def _explained(repo: Repo) -> Iterator[None]:
         raise UserError(
             f"{hub} has no model {repo.id}, or it is private: check the name, or log in (`hf auth login`, or HF_TOKEN)."
         ) from None
+    except (httpx2.UnsupportedProtocol, httpx2.InvalidURL):
+        raise UserError(f"HF_ENDPOINT is {hub!r}, which is no http:// or https:// address of a hub.") from None
     except OfflineModeIsEnabled:
         raise UserError(f"HF_HUB_OFFLINE is set, and {repo.id} is not here. {_by_hand(repo)}") from None
     except HfHubHTTPError as error:
