@@ -149,8 +149,9 @@ def test_a_gguf_files_keys_are_heard() -> None:
         '---\nlicense: "mit\\nbase_model: a/b"\n---\n', "---\nlicense: <script>\n---\n", "license: mit\n---\n",
         "---\nlicense: !!python/object/apply:os.system [true]\n---\n", "---\nlicense: " + "m" * 100 + "\n---\n",
         "---\nlicense: mit\n", "---\n" + "[" * 30_000 + "\n---\n",
+        "---" + "\n" * 60_000, "---\n" + "\n--- x" * 10_000, "---" + " \n" * 30_000,
     ],
-    ids=range(13),
+    ids=range(16),
 )  # fmt: skip
 def test_a_card_that_says_nothing_clear_says_nothing(text: str, tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text(text)
@@ -166,12 +167,19 @@ def test_a_card_that_refers_to_itself_without_end(tmp_path: Path) -> None:
     assert origin_of_folder(tmp_path) == NOTHING
 
 
-@settings(max_examples=30)
-@given(st.text(max_size=40), st.text(min_size=1, max_size=40))
+PIECES = st.sampled_from(["```", "`", "<a", "<img src=x>", "|", "\n", "\n#", "\n---\n", "~~~", '"', "{{", "[x](y)"])
+NAMES = st.lists(PIECES | st.text(max_size=8), min_size=1, max_size=6).map("".join).filter(bool)
+
+
+@settings(max_examples=60, deadline=None)
+@given(NAMES, NAMES)
 def test_any_name_leaves_the_card_a_card(name: str, file: str) -> None:
     """No name breaks a table, ends a code block or opens a tag."""
     text = card(name, MOE, "f32", NOTHING, file=file)
     assert front(text)["pipeline_tag"] == "text-generation"
     assert text.count("```") == 2
-    assert not re.search(r"<\w", text)
+    assert text.count("`") % 2 == 0
+    assert not re.search(r"<\w|\]\(", text)
+    assert re.findall(r"^#.*", text, re.MULTILINE)[0][2:] == text.split("---\n", 2)[2].splitlines()[0][2:]
+    assert len(re.findall(r"^#", text, re.MULTILINE)) == 7
     table(text, "Architecture")

@@ -12,6 +12,7 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -270,7 +271,9 @@ def test_the_users_own_parts_are_left_alone(to: str, out: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(("to", "out"), [("hf", "d"), ("gguf", "d.gguf")])
-def test_two_exports_to_one_place_do_not_mix(to: str, out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_exports_to_one_place_do_not_mix(
+    to: str, out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """While the first is at its last step the second begins and ends; the first is then refused, and loses nothing."""
     source, written = saved(tmp_path / "m"), []
 
@@ -378,6 +381,43 @@ def test_a_gguf_file_says_whose_it_is(tmp_path: Path) -> None:
     bare = read_header(export(saved(tmp_path / "bare"), "gguf", tmp_path / "bare.gguf")).metadata
     assert origin_of_gguf(bare) == Origin()
     assert "general.license" not in bare
+
+
+TAUGHT = """
+name = "taught"
+[outside]
+small = "{}"
+[[stage]]
+name = "taught"
+kind = "sft"
+init = "small"
+steps = 1
+batch_tokens = 128
+tasks = [{{ task = "gcd", size = {{ values = [1, 3] }} }}]
+"""
+
+
+def test_a_licence_goes_through_runs(tmp_path: Path, mull: Callable[..., Any]) -> None:
+    """A published GGUF file is taught, the result is taught again, by its run's name: both say whose they are."""
+    source = saved(tmp_path / "m", "llama")
+    (source / "README.md").write_text("---\nlicense: apache-2.0\nlanguage: en\n---\n")
+    begin = export(source, "gguf", tmp_path / "Published-1.gguf")
+    for number in (1, 2):
+        (tmp_path / "recipe.toml").write_text(TAUGHT.format(begin))
+        begin = tmp_path / f"run{number}"
+        assert mull("run", tmp_path / "recipe.toml", "--out", begin, "--quiet").code == 0
+        card = (export(begin, "hf", tmp_path / f"hf{number}") / "README.md").read_text()
+        assert 'license: "apache-2.0"' in card.split("---")[1]
+        assert "| licence | apache-2.0 |" in card
+        assert "| base model | Published-1.gguf (apache-2.0) |" in card
+        metadata = read_header(export(begin, "gguf", tmp_path / f"{number}.gguf")).metadata
+        assert metadata["general.license"] == "apache-2.0"
+        assert metadata["general.languages"] == ["en"]
+        assert metadata["general.base_model.0.name"] == "Published-1.gguf"
+    (tmp_path / "Published-1.gguf").unlink()
+    card = (export(begin, "hf", tmp_path / "later") / "README.md").read_text()
+    assert "license:" not in card.split("---")[1]
+    assert "| base model | Published-1.gguf (licence not recorded) |" in card
 
 
 @pytest.mark.parametrize("dtype", ["f32", "f16", "bf16", "q8_0"])

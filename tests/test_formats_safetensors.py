@@ -118,6 +118,9 @@ def planned(name: str, tensor: torch.Tensor, dtype: str) -> Planned:
         (lambda p: put(p, {"n" * 1001: entry()}), "1000"),
         (lambda p: (p.unlink(missing_ok=True), os.mkfifo(p)), "no file"),
         (lambda p: p.mkdir(), "no file"),
+        (lambda p: put(p, {"__metadata__": {str(i): "" for i in range(1001)}}), "has 1001 pairs; 1000 are the most"),
+        (lambda p: put(p, {f"{i:x}": entry(shape=[0], end=0) for i in range(2**17 + 1)}), "more texts than 131072"),
+        (lambda p: put(p, b"{" + b",".join(b'"%x":""' % i for i in range(2_600_000)) + b"}"), "more texts than 131072"),
     ],
 )  # fmt: skip
 def test_a_damaged_file_is_one_line(change: Callable[[Path], object], said: str, tmp_path: Path) -> None:

@@ -548,6 +548,18 @@ def test_a_file_larger_than_memory_is_mapped(tmp_path: Path) -> None:
     assert len(maps[0]) == 2**43
 
 
+@pytest.mark.parametrize("block", [(4, 8), (5, 7), (128, 128)])
+@pytest.mark.parametrize("piece", [1, 7, 100, 1000])
+def test_fp8_in_pieces_is_fp8_at_once(
+    block: tuple[int, int], piece: int, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each piece is whole rows of blocks, whatever their height: else its scales would be those of other rows."""
+    to_fp8(saved, block)
+    at_once = load_model(saved)
+    monkeypatch.setattr("mull.model.source.PIECE", piece)
+    assert same(load_model(saved), at_once)
+
+
 @pytest.mark.parametrize("name", ["missing", "empty", "folder"])
 def test_what_cannot_be_mapped_is_named(name: str, tmp_path: Path) -> None:
     (tmp_path / "empty").touch()

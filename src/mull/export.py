@@ -36,7 +36,7 @@ from mull.model.weights import (
     write_json,
     write_weights,
 )
-from mull.report.card import Origin, gguf_of_origin, origin_of_folder, origin_of_gguf, write_card
+from mull.report.card import gguf_of_origin, origin_of, write_card
 from mull.text.chat import Chat
 from mull.types import UserError, sync
 
@@ -106,7 +106,7 @@ def _to_hf(located: Located, out: Path, dtype: str | None, shard: int) -> Path:
             write_weights(part, source.places, _copied(source, dtype), shard)
             _copy_texts(source, part, dtype)
         write_card(
-            part / CARD, located.name, cfg, dtype, _origin(located), run=located.run,
+            part / CARD, located.name, cfg, dtype, origin_of(located), run=located.run,
             llama_cpp=family_of(cfg) in ARCHITECTURE, source=_copy_card(located, part),
         )  # fmt: skip
         sync_all(part)
@@ -172,7 +172,7 @@ def _copy_card(located: Located, part: Path) -> str:
 def _to_gguf(located: Located, out: Path, dtype: str | None) -> Path:
     from mull.model.gguf_write import Dtype, dtype_of, write_gguf
 
-    found, origin = located.folder, _origin(located)
+    found, origin = located.folder, origin_of(located)
     if dtype is None:
         own = dtype_of(read_header(found)) if is_gguf(found) else Source(found).dtype
         dtype = own if own in GGUF_DTYPES else "f32"
@@ -194,12 +194,6 @@ def _to_gguf(located: Located, out: Path, dtype: str | None) -> Path:
                 path.rename(to)
     sync(out.parent)
     return out if alone else out / name
-
-
-def _origin(located: Located) -> Origin:
-    if is_gguf(located.folder):
-        return origin_of_gguf(read_header(located.folder).metadata)
-    return origin_of_folder(located.folder)
 
 
 __all__ = ["export"]

@@ -30,7 +30,9 @@ BITS = {
 WHOLE, INDEX, MTP = "model.safetensors", "model.safetensors.index.json", "mtp.safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 FILE_NAME = re.compile(r"[\w.+-]{1,200}\.safetensors", re.ASCII)
-MOST_JSON = 2**25  # bytes of a header or index: a quarter of a million tensors, twice what the largest models have
+MOST_JSON = 2**25  # bytes of a header or index
+MOST_TENSORS = 2**17  # of one file or index; the largest models have nearly a hundred thousand
+MOST_NOTES = 1000  # pairs of __metadata__
 MOST_DIMENSIONS = 8
 SHARD = 5 * 10**9  # bytes of tensors in one written file, where they can be split
 
@@ -174,12 +176,17 @@ def _check_name(name: str, path: Path) -> None:
 
 
 def _check_metadata(metadata: object, path: Path) -> None:
+    if isinstance(metadata, dict) and len(metadata) > MOST_NOTES:
+        raise _damaged(path, f"its __metadata__ has {len(metadata)} pairs; {MOST_NOTES} are the most")
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise _damaged(path, "its __metadata__ is no table of texts")
 
 
 def _json(raw: bytes, path: Path, what: str) -> dict[str, Any]:
-    """A JSON object. Python's parser is safe, but makes 60 bytes of every bracket; honest files have few of them."""
+    """A JSON object. Python's parser is safe, but makes much of every bracket and every text; honest files have few: a
+    tensor of theirs has five texts."""
+    if raw.count(b'"') > 10 * MOST_TENSORS:
+        raise UserError(f"{path} is damaged: its {what} has more texts than {MOST_TENSORS} tensors have.")
     if (raw.count(b"[") + raw.count(b"{")) * 12 > len(raw) + 64:
         raise UserError(f"{path} is damaged: its {what} is hardly anything but brackets.")
     try:

@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from mull.formats.gguf import is_gguf, read_header
+from mull.locate import Located, locate, run_config
 from mull.model.config import ModelConfig
 from mull.model.families import family_of
 from mull.model.flops import cache_bytes, parameters
 from mull.report import words
 from mull.report.summary import Row, summarise
-from mull.run import read_json
+from mull.types import UserError
 
 LICENSE = re.compile(r"[\w.+-]{1,64}", re.ASCII)
 REPOSITORY = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
@@ -41,6 +44,46 @@ class Origin:
     datasets: tuple[str, ...] = ()
     language: tuple[str, ...] = ()
     itself: str = ""  # the repository that the source is, if it came from one
+    made_from: tuple[tuple[str, str], ...] = ()  # of a run's model: repositories or files, and the licence of each
+
+    @property
+    def base(self) -> tuple[str, ...]:
+        """The repositories that a model made of this one is based on."""
+        return (self.itself,) if self.itself else self.base_model
+
+
+def origin_of(located: Located, depth: int = 8) -> Origin:
+    """What a model's own files say of it; of a run's model, what those say that it was made from: the licence is what
+    all of these have. Runs that were made from runs are followed to a `depth`. Raises UserError for a damaged file.
+    """
+    if is_gguf(located.folder):
+        return origin_of_gguf(read_header(located.folder).metadata)
+    if located.run is None:
+        return origin_of_folder(located.folder)
+    config = run_config(located.run)
+    ancestors = _ancestors(_stages(config), located.name) if depth else set()
+    paths = [Path(where) for name, where in (config.get("outside") or {}).items() if name in ancestors]
+    found = [(path.name, _still_there(path, depth - 1)) for path in paths]
+    licenses = {origin.license for _, origin in found}
+    return Origin(
+        license=licenses.pop() if len(licenses) == 1 else "",
+        base_model=_unique(origin.base for _, origin in found),
+        datasets=_unique(origin.datasets for _, origin in found),
+        language=_unique(origin.language for _, origin in found),
+        made_from=_unique(origin.made_from or ((origin.itself or name, origin.license),) for name, origin in found),
+    )
+
+
+def _still_there(path: Path, depth: int) -> Origin:
+    """Of a model that a run began with: it may have gone since, and then says nothing."""
+    try:
+        return origin_of(locate(path), depth)
+    except UserError:
+        return Origin()
+
+
+def _unique(many: Iterable[tuple[Any, ...]]) -> tuple[Any, ...]:
+    return tuple(dict.fromkeys(chain.from_iterable(many)))
 
 
 def origin_of_folder(folder: Path) -> Origin:
@@ -73,11 +116,12 @@ def origin_of_gguf(metadata: Mapping[str, Any]) -> Origin:
 
 def gguf_of_origin(origin: Origin) -> dict[str, Any]:
     """The same keys, to be written."""
-    base = (origin.itself,) if origin.itself else origin.base_model
+    names = [] if origin.base else [name for name, _ in origin.made_from]
     said: dict[str, Any] = {
         "license": origin.license, "languages": list(origin.language), "datasets": list(origin.datasets),
-        "base_model.count": len(base),
-        **{f"base_model.{i}.repo_url": f"https://huggingface.co/{name}" for i, name in enumerate(base)},
+        "base_model.count": len(origin.base or names),
+        **{f"base_model.{i}.repo_url": f"https://huggingface.co/{name}" for i, name in enumerate(origin.base)},
+        **{f"base_model.{i}.name": name for i, name in enumerate(names)},
     }  # fmt: skip
     return {f"general.{key}": value for key, value in said.items() if value}
 
@@ -87,8 +131,9 @@ def _front_matter(path: Path) -> Mapping[str, Any]:
     try:
         with path.open(encoding="utf-8", errors="replace") as file:
             text = file.read(MOST_CARD)
-        front = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", text, re.DOTALL)
-        said = yaml.safe_load(front[1]) if front else None
+        first, *lines = text.split("\n")
+        ends = [number for number, line in enumerate(lines) if line.rstrip() == "---"]
+        said = yaml.safe_load("\n".join(lines[: ends[0]])) if first.rstrip() == "---" and ends else None
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return {}
     return said if isinstance(said, Mapping) else {}
@@ -123,8 +168,7 @@ def card(
     context: dict[str, Any] = {
         "name": name, "cfg": cfg, "family": family_of(cfg), "size": parameters(cfg), "dtype": dtype, "origin": origin,
         "cache": cache_bytes(cfg, 2), "file": file, "llama_cpp": llama_cpp, "words": words,
-        "source": source,
-        "base": [origin.itself] if origin.itself else list(origin.base_model),
+        "source": source, "base": list(origin.base),
         "made": _made(run, name) if run else None,
     }  # fmt: skip
     return environment.get_template("card.md.jinja").render(context)
@@ -138,8 +182,8 @@ def _plain(text: object) -> str:
 def _made(run: Path, name: str) -> Row:
     """How a run made a model: its stages and its ancestors', what they learnt from, and how it did in exams."""
     summary = summarise(run)
-    config = read_json(run / "config.json").get("config", {})
-    stages: dict[str, Row] = {stage["name"]: stage for stage in config.get("stage", [])}
+    config = run_config(run)
+    stages = _stages(config)
     ancestors = _ancestors(stages, name)
     paid = [stage for stage in summary["stages"] if stage["name"] in ancestors]
     return {
@@ -148,8 +192,11 @@ def _made(run: Path, name: str) -> Row:
         "exams": [row for row in summary["evals"] if row["model"] == name and row["accuracy"] is not None],
         "tasks": _named(stages, ancestors, ("tasks", "recite"), "task"),
         "files": _named(stages, ancestors, ("files",), "path"),
-        "outside": [other for other in config.get("outside") or {} if other in ancestors],
     }  # fmt: skip
+
+
+def _stages(config: Mapping[str, Any]) -> dict[str, Row]:
+    return {stage["name"]: stage for stage in config.get("stage", [])}
 
 
 def _ancestors(stages: Mapping[str, Row], name: str) -> set[str]:
@@ -172,4 +219,4 @@ def _named(stages: Mapping[str, Row], among: set[str], keys: Sequence[str], fiel
     return list(dict.fromkeys(str(entry[field] if isinstance(entry, Mapping) else entry) for entry in entries))
 
 
-__all__ = ["Origin", "card", "gguf_of_origin", "origin_of_folder", "origin_of_gguf", "write_card"]
+__all__ = ["Origin", "card", "gguf_of_origin", "origin_of", "origin_of_folder", "origin_of_gguf", "write_card"]
