@@ -155,6 +155,11 @@ WRONG: dict[str, tuple[bytes, str]] = {
     "a billion tokens": (file(GOOD, key("t", 9, array(8, 10**9))), "an array of 1000000000 elements is announced"),
     "a million tokens": (file(GOOD, key("t", 9, array(8, 10**6)), data=8000), "of 1000000 texts announced"),
     "a billion numbers": (file(GOOD, key("t", 9, array(4, 10**9))), "an array of 1000000000 elements"),
+    "too many texts": (file(key("t", 9, array(8, MOST_ELEMENTS // 2 + 1))), "more than may still come"),
+    "too much together": (
+        file(key("a", 9, array(0, MOST_ELEMENTS - 1, bytes(MOST_ELEMENTS - 1))), key("b", 9, array(0, 2, bytes(2)))),
+        "an array of 2 elements is announced",
+    ),
     "a million numbers": (file(GOOD, key("t", 9, array(4, 10**6))), "4000000 bytes are announced"),
     "a text past the end": (file(key("a", 8, struct.pack("<Q", 2**62))), "4611686018427387904 bytes are announced"),
     "a text in an array past the end": (file(key("a", 9, array(8, 1, struct.pack("<Q", 2**63)))), "only 0 are there"),
