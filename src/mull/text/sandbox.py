@@ -15,6 +15,7 @@ processes are needed: it works in any thread of a server.
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -67,19 +68,25 @@ class Exhausted(Exception):  # noqa: N818 - said to the user as a sentence, not 
 
 
 class Budget:
-    """What one rendering may use: `size` characters made in all, and SECONDS of time."""
+    """What one rendering may use: `size` characters made in all, and SECONDS of time.
+
+    Half of them are those of the clock on the wall, which is quick to ask, and the rest the thread's own: a machine
+    that is busy with other work is no endless template.
+    """
 
     def __init__(self, size: int):
-        self.left, self.end, self.busy = size, time.monotonic() + SECONDS, time.thread_time() + SECONDS
+        self.left, self.half, self.end = size, time.monotonic() + SECONDS / 2, math.inf
 
     def spend(self, size: int) -> None:
         if size > 0:  # or a width below nothing would be a gain
             self.left -= size
         if self.left < 0:
             raise Exhausted("it makes more text than a conversation could need")
-        # by the clock on the wall, which is quick to ask, then by the thread's own: other work is not the template's
-        if time.monotonic() > self.end and time.thread_time() > self.busy:
-            raise Exhausted(f"it takes longer than {SECONDS:g} s")
+        if time.monotonic() > self.half:
+            now = time.thread_time()
+            self.end = min(self.end, now + SECONDS / 2)
+            if now > self.end:
+                raise Exhausted(f"it takes longer than {SECONDS:g} s")
 
     def measure(self, value: Any) -> int:
         """Size of `value` written out, what is shared counted as often as it is seen; a walk in bounded steps.

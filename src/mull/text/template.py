@@ -30,6 +30,7 @@ class Template:
         self._lock = Lock()
         try:
             self._compiled = self._environment.compiled(source)
+            self._globals = dict(self._compiled.globals)
         except jinja2.exceptions.SecurityError as error:
             raise UserError(f"The chat template cannot be used safely: {_line(error)}.") from None
         except Exception as error:  # Jinja's own errors, and Python's for nesting that is too deep
@@ -49,10 +50,9 @@ class Template:
             "add_generation_prompt": add_generation_prompt, **variables,
         }  # fmt: skip
         with self._lock:
-            self._environment.budget = budget = Budget(1 << 60)
-            budget.left = ROOM + PER_CHARACTER * budget.measure(list(given.values()))
             try:
-                context = self._compiled.new_context(given)
+                self._environment.budget = Budget(ROOM + PER_CHARACTER * len(repr(given)))
+                context = self._compiled.new_context(self._globals | given, shared=True)
                 return "".join(self._compiled.root_render_func(context))
             except (Exhausted, MemoryError) as error:
                 raise UserError(f"The chat template does not end: {_line(error)}.") from None
