@@ -313,6 +313,9 @@ def config_from_hf(raw: Raw, where: str) -> ModelConfig:
             raise UserError(f"{where} lacks {key!r}, which a model of the family {name} has.")
     layers = _bounded(raw, "num_hidden_layers", where, 1, 0)
     said = {ours: raw[theirs] for ours, theirs in family.names.items() if theirs in raw}
+    for ours, value in said.items():
+        if isinstance(value, bool) and ModelConfig.model_fields[ours].annotation is not bool:
+            raise UserError(f"{where}: {family.names[ours]} = {value} is no number.")
     values = {**UNSAID, "kv_heads": said["heads"], **family.unsaid, **said, **family.implied}
     for read, _ in family.own:
         values |= read(raw, layers, where)
