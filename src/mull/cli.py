@@ -321,7 +321,7 @@ def pull(
 @app.command()
 def export(
     model: ModelArgument,
-    to: Annotated[Literal["hf", "gguf"], typer.Option("--to", help="For transformers and vLLM, or for llama.cpp.")],
+    to: Annotated[Literal["hf", "gguf"], typer.Option("--to", help="For transformers, or for llama.cpp.")],
     dtype: Annotated[
         str | None, typer.Option("--dtype", metavar="DTYPE", help="f32, f16, bf16, q8_0 (gguf) or fp8 (hf).")
     ] = None,
