@@ -26,6 +26,7 @@ from torch import Tensor
 from mull.export import COPIED, export
 from mull.formats.gguf import read_header
 from mull.formats.safetensors import read_folder
+from mull.model.source import EMBED
 from mull.model.transformer import Transformer
 from mull.model.weights import DTYPES, load_model, save_model, sync_all
 from mull.ops.attention import Documents
@@ -447,6 +448,12 @@ def test_types_of_gguf(tmp_path: Path) -> None:
     for dtype, kept in (("bf16", "bf16"), ("fp8", "f32")):
         folder = export(source, "hf", tmp_path / dtype, dtype)
         assert export(folder, "gguf", tmp_path / f"{dtype}-gguf").name == f"{dtype}-{kept}.gguf"
+    path = tmp_path / "bf16" / "model.safetensors"
+    tensors = load_file(path)
+    for name, kept in (("model.layers.1.mlp.gate.weight", "bf16"), ("model.norm.weight", "bf16"), (EMBED, "f32")):
+        tensors[name] = tensors[name].float()
+        save_file(tensors, path)
+        assert export(tmp_path / "bf16", "gguf", tmp_path / name).name == f"bf16-{kept}.gguf", name
     assert set(DTYPES) == {"f32", "f16", "bf16", "fp8"}
 
 

@@ -169,12 +169,19 @@ def _copy_card(located: Located, part: Path) -> str:
     return SOURCE_CARD
 
 
+def _dtype_of_all(source: Source) -> str:
+    """That of its matrices, but for routers, which GGUF files keep in f32; f32 where they have several."""
+    matrices = [name for place in source.places if len(source.found[name := place.theirs].shape) > 1]
+    kinds = {source.found[name].dtype for name in matrices if not name.endswith("mlp.gate.weight")}
+    return source.dtype if len(kinds) == 1 else "f32"
+
+
 def _to_gguf(located: Located, out: Path, dtype: str | None) -> Path:
     from mull.model.gguf_write import Dtype, dtype_of, write_gguf
 
     found, origin = located.folder, origin_of(located)
     if dtype is None:
-        own = dtype_of(read_header(found)) if is_gguf(found) else Source(found).dtype
+        own = dtype_of(read_header(found)) if is_gguf(found) else _dtype_of_all(Source(found))
         dtype = own if own in GGUF_DTYPES else "f32"
     model, chat = load_model(found, mtp=False), Chat.load(found)
     alone = is_gguf(out)

@@ -243,8 +243,10 @@ def dtype_of(header: Header) -> Dtype:
         kinds = ((info.type, _kind(Slot(name, info.shape, ""), dtype)) for name, info in header.tensors.items())
         return all(kind in (type_, "F32") for type_, kind in kinds)
 
-    narrow: tuple[Dtype, ...] = ("q8_0", "f16", "bf16")
-    return next((dtype for dtype in narrow if stays(dtype)), "f32")
+    for dtype in ("q8_0", "f16", "bf16"):
+        if stays(dtype):
+            return dtype
+    return "f32"
 
 
 def _rope_factors(cfg: ModelConfig) -> torch.Tensor | None:
