@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from small import TEXTS, VOCAB, chat
 from tokenizers import AddedToken
 
-from mull.text.tokenizer import QWEN2_SPLIT, SMALLEST, SPECIALS, Tokenizer
+from mull.text.bounds import ADDED
+from mull.text.tokenizer import QWEN2_SPLIT, SMALLEST, SPECIALS, Tokenizer, beginnings
 from mull.types import UserError
 
 anything = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
@@ -268,6 +269,15 @@ def test_long_texts_are_searched_in_time() -> None:
         begun = time.process_time()
         assert not {*t.added.values()} & {*t.encode(text)}
         assert time.process_time() - begun < 5
+
+
+def test_as_many_tokens_as_may_be_added_are_searched_in_time() -> None:
+    begun = time.process_time()
+    search = beginnings([*(f"<unused{i}>" for i in range(ADDED - 1)), "<s>"])
+    assert [found.span() for found in search.finditer("<<" * 150_000 + "<s><unused7><unused")] == [
+        (300_000, 300_001), (300_003, 300_004)
+    ]  # fmt: skip
+    assert time.process_time() - begun < 3
 
 
 def test_a_tokenizer_that_reads_structure_out_of_plain_text_is_refused() -> None:

@@ -204,10 +204,10 @@ def likely_ends(tokens: Container[str]) -> list[str]:
 
 def beginnings(tokens: Iterable[str]) -> re.Pattern[str]:
     """Finds the first character of each of `tokens` in a text, overlapping ones included; a match ends behind it."""
-    rests: dict[str, list[str]] = defaultdict(list)
+    rests: dict[str, list[str]] = defaultdict(list)  # by two letters: a "<" alone is no reason to try thousands
     for token in tokens:
-        rests[token[0]].append(re.escape(token[1:]))
-    either = [f"{re.escape(first)}(?={'|'.join(rest)})" for first, rest in rests.items()]
+        rests[token[:2]].append(re.escape(token[2:]))
+    either = [f"{re.escape(two[0])}(?={re.escape(two[1:])}(?:{'|'.join(rest)}))" for two, rest in rests.items()]
     return re.compile("|".join(either) or "(?!)")
 
 
