@@ -20,7 +20,10 @@ def test_what_is_within_the_limit_is_read(tmp_path: Path) -> None:
         read_object(path, size - 1)
 
 
-@pytest.mark.parametrize("content", [b"", b"[1]", b"null", b"{", b"\xff", b"[" * 99_999, b'{"a": ' + b"9" * 5000 + b"}"])
+BROKEN = [b"", b"[1]", b"null", b"{", b"\xff", b"[" * 100_000, b'{"a": ' + b"9" * 5000 + b"}"]
+
+
+@pytest.mark.parametrize("content", BROKEN)
 def test_what_is_no_json_object_is_one_line(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(content)
