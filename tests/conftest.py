@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from small import MOE, chat, model_of
 from typer.testing import CliRunner
 
 from mull.cli import app
+from mull.model.weights import save_model
 
 TASK = '{ task = "gcd", size = { values = [1, 3] } }'  # few enough to be learnt in a hundred steps
 TRAIN = "train = { checkpoint_every = 20, optim = { lr = 1e-2 } }"
@@ -159,6 +162,26 @@ def done(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     said = invoke("run", tiny, "--out", folder)
     assert said.code == 0, said
     return folder
+
+
+@pytest.fixture(scope="module")
+def transformers():
+    """The library, offline and without its progress bars."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setenv("TRANSFORMERS_VERBOSITY", "warning")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the import itself
+            import transformers as library
+        library.utils.logging.disable_progress_bar()
+        yield library
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """A model directory that a test may break."""
+    save_model(tmp_path / "m", model_of(MOE), chat())
+    return tmp_path / "m"
 
 
 def content(folder: Path) -> dict[str, str]:

@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoints import loaded, peak_of, same, save_large, shard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from small import MOE, SHAPES, chat, in_memory, model_of, tokens_of  # noqa: F401
-from test_weights import loaded, peak_of, same, save_large, shard, transformers  # noqa: F401
 from torch import Tensor
 
 from mull.export import COPIED, export
@@ -62,7 +62,7 @@ def agree(theirs, ours: Transformer) -> None:
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_every_family_loads_in_transformers(name: str, tmp_path: Path, transformers) -> None:  # noqa: F811
+def test_every_family_loads_in_transformers(name: str, tmp_path: Path, transformers) -> None:
     source = saved(tmp_path / "m", name)
     out = export(source, "hf", tmp_path / "out")
     assert out == tmp_path / "out"
@@ -75,7 +75,7 @@ def test_every_family_loads_in_transformers(name: str, tmp_path: Path, transform
 
 @pytest.mark.parametrize("name", ["moe, two mtp layers", "gqa moe", "llama, tied", "qwen2"])
 @pytest.mark.parametrize("dtype", ["f16", "bf16"])
-def test_narrow_numbers(name: str, dtype: str, tmp_path: Path, transformers) -> None:  # noqa: F811
+def test_narrow_numbers(name: str, dtype: str, tmp_path: Path, transformers) -> None:
     """All numbers rounded once, but for the router's bias; transformers and mull read the same from them."""
     source = saved(tmp_path / "m", name)
     out = export(source, "hf", tmp_path / "out", dtype)
@@ -93,7 +93,7 @@ def test_narrow_numbers(name: str, dtype: str, tmp_path: Path, transformers) -> 
 def test_fp8_is_as_deepseek_publishes_it(
     name: str,
     tmp_path: Path,
-    transformers,  # noqa: F811
+    transformers,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """transformers multiplies it out to the same numbers. It asks for accelerate, which that does not use."""
@@ -172,7 +172,7 @@ def test_exporting_what_was_loaded_gives_the_same_bytes(seed: int, dtype: str) -
             assert same(load_model(folder), load_model(folder.parent / out))
 
 
-def test_shards_and_mtp_layers_apart(tmp_path: Path, transformers) -> None:  # noqa: F811
+def test_shards_and_mtp_layers_apart(tmp_path: Path, transformers) -> None:
     source = saved(tmp_path / "m", "moe, two mtp layers")
     out = export(source, "hf", tmp_path / "out", shard=50_000)
     files = sorted(path.name for path in out.glob("*.safetensors"))
@@ -353,7 +353,7 @@ def test_a_full_disk_leaves_nothing(to: str, out: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("to", ["hf", "gguf"])
-def test_there_and_back_through_gguf(to: str, tmp_path: Path, transformers) -> None:  # noqa: F811
+def test_there_and_back_through_gguf(to: str, tmp_path: Path, transformers) -> None:
     """A directory to GGUF, and that to either format: the same numbers in f32, MTP layers aside."""
     source = saved(tmp_path / "m")
     first = export(source, "gguf", tmp_path / "first.gguf")

@@ -14,6 +14,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from checkpoints import peak_of
 from gguf import GGMLQuantizationType as Kind
 from gguf_files import (  # noqa: F401
     DEEPSEEK,
@@ -32,7 +33,6 @@ from gguf_files import (  # noqa: F401
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import changed, chat, in_memory, model_of, tokens_of  # noqa: F401
-from test_weights import peak_of
 
 from mull.engine.engine import LocalEngine
 from mull.formats.gguf import Header, TensorInfo, read_header
