@@ -16,7 +16,6 @@ from mull.api import Model, Options
 from mull.console import error_console, print_json
 from mull.ledger import money
 from mull.report.words import flops
-from mull.text.tokenizer import END_THINK
 from mull.types import Completion, Delta, Message, UserError
 
 HELP = """\
@@ -135,7 +134,7 @@ class Conversation:
             case ["/reset"]:
                 self.turns = []
                 self.say("The conversation is forgotten.")
-            case ["/think", "on"] if END_THINK not in (self.model.chat.template or ""):
+            case ["/think", "on"] if not self.model.chat.thinks:
                 raise UserError("This model's chat template knows no thinking; it answers at once.")
             case ["/think", "on" | "off" as way]:
                 self.options["thinking"] = way == "on"

@@ -31,7 +31,7 @@ from mull.stages.sft import SFTConfig
 from mull.stages.stage import OWN, Context, Name
 from mull.tasks import TAUGHT, Split, find
 from mull.text.chat import Chat
-from mull.text.tokenizer import END_THINK, SMALLEST
+from mull.text.tokenizer import SMALLEST
 from mull.types import UserError
 
 STAGES: dict[str, Any] = {
@@ -251,7 +251,7 @@ def examination(
 
     A model whose chat template knows no thinking is judged at once only.
     """
-    if END_THINK not in (Chat.load(found.folder).template or ""):
+    if not Chat.load(found.folder).thinks:
         options["thinking"] = [False]
     name = re.sub(r"[^A-Za-z0-9_.-]", "-", found.name).lstrip(".-") or "model"
     stage = {"kind": "evaluate", "name": "eval" if name != "eval" else "exam", "models": [name]} | options

@@ -67,6 +67,11 @@ class Chat:
         }
         self._opens: dict[bool, bool] = {}
 
+    @property
+    def thinks(self) -> bool:
+        """Whether its template knows thoughts."""
+        return END_THINK in (self.template or "")
+
     @classmethod
     def load(cls, path: Path) -> Chat:
         """That of a model directory or a .gguf file. Raises UserError for damage."""
