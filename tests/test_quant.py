@@ -14,8 +14,6 @@ from hypothesis import strategies as st
 from mull.ops import quant
 from mull.ops.quant import BLOCKS, PLAIN, READABLE, dequantise, quantise
 
-torch.set_num_threads(1)
-
 
 def blocks_of(kind: str, count: int, seed: int) -> np.ndarray:
     """Random blocks whose scales are ordinary numbers; everything else is any bits."""
