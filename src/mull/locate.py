@@ -14,13 +14,11 @@ from typing import Any
 
 from mull import hub
 from mull.config import build, nearest
-from mull.formats.bounded import read_object
+from mull.formats.bounded import CONFIG, read_object
 from mull.formats.gguf import is_gguf
 from mull.formats.safetensors import INDEX, PICKLES, WHOLE, read_folder
 from mull.ledger import Rates
 from mull.types import UserError
-
-MOST_BYTES = 2**22  # of a run's or model's config.json, and more than enough for what a run's result is
 
 
 @dataclass(frozen=True)
@@ -115,7 +113,7 @@ def judged(run: Path) -> dict[str, str]:
 
 def _config(path: Path) -> dict[str, Any]:
     try:
-        return read_object(path / "config.json", MOST_BYTES)
+        return read_object(path / "config.json", CONFIG)
     except (OSError, UserError):  # whoever needs it says what is wrong with it
         return {}
 
@@ -128,7 +126,7 @@ def _of_run(run: Path, name: str) -> Located:
     if not name:
         result = run / "models" / "result.json"
         try:
-            name = str(read_object(result, MOST_BYTES)["model"])
+            name = str(read_object(result, CONFIG)["model"])
         except FileNotFoundError:
             finished = f"finished so far: {', '.join(made)}, as {run}:NAME" if made else "no model is finished"
             raise UserError(f"{run} has not made its result yet ({finished}); the same command continues it.") from None

@@ -8,6 +8,8 @@ from typing import Any
 
 from mull.types import UserError
 
+CONFIG = 2**22  # bytes of a config.json; published ones have thousands
+
 
 def read_text(path: Path, most: int) -> str:
     """A UTF-8 file of at most `most` bytes. Raises UserError for one that is longer or no text; OSError as it comes."""
@@ -33,4 +35,4 @@ def read_object(path: Path, most: int) -> dict[str, Any]:
     return found
 
 
-__all__ = ["read_object", "read_text"]
+__all__ = ["CONFIG", "read_object", "read_text"]

@@ -19,14 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from mull.config import build, nearest
-from mull.formats.bounded import read_object
+from mull.formats.bounded import CONFIG, read_object
 from mull.formats.gguf import is_gguf, read_header
 from mull.model.config import ModelConfig, family_of
 from mull.model.flops import parameters
 from mull.model.rope import rope_from_hf, rope_to_hf
 from mull.types import UserError
 
-MOST_BYTES = 2**22  # of a config.json
 LARGEST = 10**15  # parameters of a model
 
 # our field -> the name in config.json; every family shares these
@@ -360,7 +359,7 @@ def read_config(path: Path) -> ModelConfig:
 def read_raw(path: Path) -> dict[str, Any]:
     """The content of a config.json."""
     try:
-        return read_object(path, MOST_BYTES)
+        return read_object(path, CONFIG)
     except FileNotFoundError:
         raise UserError(f"{path.parent} holds no {path.name}, so it is no model directory.") from None
     except OSError as error:

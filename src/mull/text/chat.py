@@ -25,6 +25,7 @@ from typing import Any
 
 from mull.formats.bounded import read_text
 from mull.formats.gguf import is_gguf, read_header
+from mull.run import write_atomic
 from mull.text.template import Template
 from mull.text.tokenizer import END_THINK, THINK, Tokenizer, beginnings, read_json
 from mull.types import Message, UserError
@@ -93,9 +94,7 @@ class Chat:
         ):
             if template is not None:
                 (folder / name).parent.mkdir(exist_ok=True)
-                part = folder / f"{name}.part"
-                part.write_text(template, encoding="utf-8")
-                part.replace(folder / name)
+                write_atomic(folder / name, template)
 
     def encode(self, messages: Sequence[Message], thinking: bool = True, tools: Tools | None = None) -> list[int]:
         """The prompt: all messages, and the opening of the assistant's turn.

@@ -19,8 +19,9 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
 from mull.formats.bounded import read_object, read_text
+from mull.run import write_atomic
 from mull.text.bounds import check, check_added
-from mull.types import UserError, sync
+from mull.types import UserError
 
 END_OF_TEXT, IM_START, IM_END, THINK, END_THINK = SPECIALS = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>",
@@ -142,14 +143,8 @@ class Tokenizer:
     def save(self, folder: Path) -> None:
         """tokenizer.json and tokenizer_config.json, as AutoTokenizer reads them; the first is written last."""
         folder.mkdir(parents=True, exist_ok=True)
-        for name, text in (
-            ("tokenizer_config.json", json.dumps(self.config, indent=1)),
-            ("tokenizer.json", self.inner.to_str(pretty=False)),
-        ):
-            part = folder / f"{name}.part"
-            part.write_text(text, encoding="utf-8")
-            sync(part)
-            part.replace(folder / name)
+        write_atomic(folder / "tokenizer_config.json", json.dumps(self.config, indent=1))
+        write_atomic(folder / "tokenizer.json", self.inner.to_str(pretty=False))
 
     def encode(self, text: str, special: bool = False) -> list[int]:
         """Ids of `text`. Unless `special`, "<|im_end|>" and its like are plain characters: input cannot forge them."""
