@@ -331,7 +331,7 @@ def test_deepseek_v3_counts() -> None:
 
 
 PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {  # total parameters as their publishers say them: config.json
-    "Llama-3.2-1B 1.236": ("llama", {
+    "Llama-3.2-1B 1.23": ("llama", {
         "vocab_size": 128256, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
         "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64, "tie_word_embeddings": True,
         "rope_theta": 500000.0, "rope_scaling": {
@@ -344,7 +344,7 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {  # total parameters as thei
         "num_attention_heads": 12, "num_key_value_heads": 2, "max_window_layers": 21, "sliding_window": 4096,
         "use_sliding_window": False, "use_mrope": False, "tie_word_embeddings": False,
     }),
-    "Qwen3-0.6B 0.596": ("qwen3", {
+    "Qwen3-0.6B 0.6": ("qwen3", {
         "vocab_size": 151936, "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28,
         "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": True,
         "attention_bias": False, "max_window_layers": 28, "sliding_window": None, "use_sliding_window": False,
@@ -355,12 +355,12 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {  # total parameters as thei
         "num_experts": 128, "num_experts_per_tok": 8, "norm_topk_prob": True, "decoder_sparse_step": 1,
         "mlp_only_layers": [], "tie_word_embeddings": False,
     }),
-    "OLMoE-1B-7B 6.92": ("olmoe", {
+    "OLMoE-1B-7B 6.9": ("olmoe", {
         "vocab_size": 50304, "hidden_size": 2048, "intermediate_size": 1024, "num_hidden_layers": 16,
         "num_attention_heads": 16, "num_key_value_heads": 16, "num_experts": 64, "num_experts_per_tok": 8,
         "norm_topk_prob": False, "clip_qkv": None, "rope_scaling": None, "tie_word_embeddings": False,
     }),
-    "GLM-4.5-Air 106.8": ("glm4_moe", {
+    "GLM-4.5-Air 106": ("glm4_moe", {
         "vocab_size": 151552, "hidden_size": 4096, "intermediate_size": 10944, "moe_intermediate_size": 1408,
         "num_hidden_layers": 46, "num_attention_heads": 96, "num_key_value_heads": 8, "head_dim": 128,
         "n_routed_experts": 128, "num_experts_per_tok": 8, "n_shared_experts": 1, "first_k_dense_replace": 1,
@@ -375,7 +375,7 @@ def test_published_models_have_their_published_sizes(model: str) -> None:
     family, raw = PUBLISHED[model]
     cfg = config_from_hf({"model_type": family, **raw}, "config.json")
     assert family_of(cfg) == family
-    assert parameters(cfg).total / 1e9 == pytest.approx(float(model.split()[-1]), rel=0.003)
+    assert parameters(cfg).total / 1e9 == pytest.approx(float(model.split()[-1]), rel=0.01)  # they are rounded
 
 
 def test_frequencies_of_yarn_without_rounding_differ() -> None:
