@@ -59,7 +59,7 @@ $(VENV)/.made:
 	@touch $@
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/.made
-	$(PIP) -e '.[tasks,tensorboard]'
+	$(PIP) -e '.[serve,tasks,tensorboard]'
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/.made

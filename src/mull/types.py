@@ -30,7 +30,9 @@ class Message:
     role: str  # system, user, assistant, tool
     content: str
     reasoning: str | None = None  # what an assistant thought before `content`
-    tool_calls: tuple[Mapping[str, Any], ...] = ()
+    tool_calls: tuple[Mapping[str, Any], ...] = ()  # as OpenAI has them: {id, type, function: {name, arguments}}
+    name: str | None = None
+    tool_call_id: str | None = None  # of a tool's message: the call it answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +47,20 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True)
+class Grammar:
+    """What an answer must look like, once its thinking has ended."""
+
+    kind: Literal["json", "json_schema", "regex", "choice", "ebnf"]
+    text: str = ""  # the schema as JSON, the expression, the choices as a JSON list of texts, the grammar
+
+
+@dataclass(frozen=True, slots=True)
 class Sampling:
-    """How to draw tokens. temperature 0 is greedy; top_k 0 and top_p 1 keep everything."""
+    """How to draw tokens. temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 keep everything.
+
+    Penalties are as vLLM and OpenAI have them: presence and frequency are subtracted from the logits of tokens that
+    the answer has so far; repetition divides (or multiplies, below 0) those of prompt and answer.
+    """
 
     max_tokens: int = 256
     temperature: float = 1.0
@@ -54,6 +68,19 @@ class Sampling:
     top_k: int = 0
     thinking: bool = True
     seed: int = 0
+    min_p: float = 0.0  # of the likeliest token's probability
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()  # (token, what is added to its logit)
+    stop: tuple[str, ...] = ()  # texts that end the answer, and are no part of its text
+    stop_tokens: tuple[int, ...] = ()  # ids that do, besides the model's own
+    ignore_end: bool = False  # go on behind the model's own stop tokens
+    top_logprobs: int = 0  # alternatives told with each token
+    thinking_tokens: int | None = None  # budget: a thought is at most so long, the closing phrase included
+    min_thinking_tokens: int = 0  # a thought is kept open so long
+    closing: str = ""  # phrase that is put before the end of a thought that exhausts its budget
+    grammar: Grammar | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +110,15 @@ class Completion:
     version: int = 0  # of the weights that drew it
     seconds: float = 0.0  # from submission to the last token
     routes: tuple[int, ...] = ()  # per token, the experts its logits came through (a fingerprint); not kept on disk
+    # not kept on disk either:
+    alternatives: tuple[tuple[tuple[int, float], ...], ...] = ()  # per token the likeliest (token, log-probability)
+    thinking_tokens: int = 0  # of `tokens`, those of the thought, its markers not counted
+    cached_tokens: int = 0  # of the prompt, those that did not need to be computed
+    stopped_by: str | int | None = None  # the stop text or token that ended it
+    first_seconds: float = 0.0  # from submission to the first token
+
+
+UNKEPT = ("routes", "alternatives", "thinking_tokens", "cached_tokens", "stopped_by", "first_seconds")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +137,8 @@ class Rollout:
 
     def to_json(self) -> str:
         raw = asdict(self)
-        del raw["completion"]["routes"]
+        for name in UNKEPT:
+            del raw["completion"][name]
         return json.dumps(raw, ensure_ascii=False, separators=(",", ":"))
 
     @classmethod
@@ -125,6 +162,9 @@ class Delta:
     text: str = ""
     reasoning: str = ""
     completion: Completion | None = None
+    tokens: tuple[int, ...] = ()  # those that came since the last Delta: text that may become a marker is held back
+    logprobs: tuple[float, ...] = ()
+    alternatives: tuple[tuple[tuple[int, float], ...], ...] = ()
 
 
 class Engine(Protocol):
@@ -183,6 +223,6 @@ def read_rollouts(path: Path) -> list[Rollout]:
 
 
 __all__ = [
-    "OUTCOMES", "Completion", "Delta", "Engine", "Finish", "Message", "Outcome", "Problem", "Request", "Rollout",
+    "OUTCOMES", "Completion", "Delta", "Engine", "Finish", "Grammar", "Message", "Outcome", "Problem", "Request", "Rollout",
     "Sampling", "UserError", "read_rollouts", "sync", "write_rollouts",
 ]  # fmt: skip

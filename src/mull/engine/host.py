@@ -1,0 +1,161 @@
+"""The engine's process as seen from an asyncio server: submit, listen, cancel; if it dies it is started again.
+
+    host = Host({"model": "runs/demo"}, rows=16, queue=32)
+    await host.start()                      raises UserError where the model cannot be loaded
+    ticket = host.submit(request)           raises Busy; before it says anything nothing is promised
+    async for delta in ticket: ...          the last one carries the Completion; raises Refused, Died
+    ticket.cancel()                         also where the iteration is broken off: use `async with ticket`
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import sys
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from mull.engine import wire
+from mull.types import Delta, Request, UserError
+
+
+class Busy(Exception):
+    """The queue is full, or the engine is not up. `retry_after` in seconds."""
+
+    def __init__(self, why: str, retry_after: int = 1):
+        super().__init__(why)
+        self.retry_after = retry_after
+
+
+class Refused(UserError):
+    """The engine will not serve this request, and says why."""
+
+
+class Died(Exception):
+    """The engine died before the answer ended."""
+
+
+class Ticket:
+    """One request on its way."""
+
+    def __init__(self, host: Host, name: str):
+        self.host, self.name = host, name
+        self.inbox: asyncio.Queue[Delta | Exception] = asyncio.Queue()
+        self.ended = False
+
+    async def __aenter__(self) -> Ticket:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.cancel()
+
+    async def __aiter__(self) -> AsyncIterator[Delta]:
+        while not self.ended:
+            delta = await self.inbox.get()
+            if isinstance(delta, Exception):
+                self.ended = True
+                raise delta
+            self.ended = delta.completion is not None
+            yield delta
+
+    def cancel(self) -> None:
+        """The engine is told at once. Of an answer that has ended it does nothing."""
+        if self.host.tickets.pop(self.name, None) is not None:
+            self.host.send({"cancel": self.name})
+        self.ended = True
+
+
+class Host:
+    """`options` go to engine/worker.py. At most `rows` requests are drawn at a time, and `queue` more wait."""
+
+    def __init__(self, options: Mapping[str, Any], rows: int = 16, queue: int = 64):
+        self.options, self.rows, self.queue = {**options, "rows": rows}, rows, queue
+        self.tickets: dict[str, Ticket] = {}
+        self.stats: dict[str, float] = {}
+        self.restarts = 0
+        self.alive = False
+        self.closing = False
+        self._names = itertools.count(1)
+        self._process: asyncio.subprocess.Process | None = None
+        self._listening: asyncio.Task[None] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    async def start(self) -> None:
+        """Raises UserError where the model cannot be loaded."""
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "mull.engine.worker", json.dumps(self.options),
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=1 << 24,
+        )  # fmt: skip
+        first = await self._line()
+        if first is None or "failed" in first:
+            raise UserError(first["failed"] if first else "The engine's process ended before it was ready.")
+        self.alive = True
+        self._listening = asyncio.create_task(self._listen())
+
+    async def _line(self) -> dict[str, Any] | None:
+        assert self._process is not None and self._process.stdout is not None
+        line = await self._process.stdout.readline()
+        return json.loads(line) if line.endswith(b"\n") else None
+
+    async def _listen(self) -> None:
+        while (told := await self._line()) is not None:
+            self.stats = told.get("stats", self.stats)
+            for name, raw in told.get("step", ()):
+                if (ticket := self.tickets.get(name)) is not None:
+                    delta = wire.delta_from(raw)
+                    if delta.completion is not None:
+                        del self.tickets[name]
+                    ticket.inbox.put_nowait(delta)
+            if "refused" in told and (ticket := self.tickets.pop(told["refused"], None)) is not None:
+                ticket.inbox.put_nowait(Refused(told["why"]))
+        self.alive = False
+        waiting, self.tickets = self.tickets, {}
+        for ticket in waiting.values():
+            ticket.inbox.put_nowait(Died("The engine stopped before this answer ended; it is being started again."))
+        if not self.closing:
+            self.restarts += 1
+            self._restarting = asyncio.create_task(self._again())
+
+    async def _again(self) -> None:
+        wait = 0.1
+        while not self.closing:
+            try:
+                return await self.start()
+            except (UserError, OSError):
+                await asyncio.sleep(wait)
+                wait = min(2 * wait, 30)
+
+    def submit(self, request: Request, salt: str = "") -> Ticket:
+        """Raises Busy. Requests of different salts share no cached prompts."""
+        if self.closing or not self.alive:
+            raise Busy("The engine is starting." if not self.closing else "The server is shutting down.", 2)
+        if len(self.tickets) >= self.rows + self.queue:
+            raise Busy(f"The queue is full: {self.rows} requests are being answered and {self.queue} wait.")
+        ticket = Ticket(self, f"r{next(self._names)}")
+        self.tickets[ticket.name] = ticket
+        self.send({"add": ticket.name, "request": wire.request_to(request), "salt": salt})
+        return ticket
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        if self.alive and self._process is not None and self._process.stdin is not None:
+            self._process.stdin.write(wire.dumps(message))
+
+    async def stop(self) -> None:
+        """End the process; requests that are under way get Died."""
+        self.closing = True
+        if self._process is None:
+            return
+        self.send({"quit": True})
+        try:
+            await asyncio.wait_for(self._process.wait(), 5)
+        except TimeoutError:
+            self._process.kill()
+        if self._listening is not None:
+            await self._listening
+
+
+__all__ = ["Busy", "Died", "Host", "Refused", "Ticket"]
