@@ -2,8 +2,8 @@
 
     host = Host({"model": "runs/demo"}, rows=16, queue=32)
     await host.start()                      raises UserError where the model cannot be loaded
-    ticket = host.submit(request)           raises Busy; before it says anything nothing is promised
-    async for delta in ticket: ...          the last one carries the Completion; raises Refused, Died
+    ticket = host.submit(request)           raises BusyError; before it says anything nothing is promised
+    async for delta in ticket: ...          the last one carries the Completion; raises RefusedError, DiedError
     ticket.cancel()                         also where the iteration is broken off: use `async with ticket`
 """
 
@@ -20,7 +20,7 @@ from mull.engine import wire
 from mull.types import Delta, Request, UserError
 
 
-class Busy(Exception):
+class BusyError(Exception):
     """The queue is full, or the engine is not up. `retry_after` in seconds."""
 
     def __init__(self, why: str, retry_after: int = 1):
@@ -28,11 +28,11 @@ class Busy(Exception):
         self.retry_after = retry_after
 
 
-class Refused(UserError):
+class RefusedError(UserError):
     """The engine will not serve this request, and says why."""
 
 
-class Died(Exception):
+class DiedError(Exception):
     """The engine died before the answer ended."""
 
 
@@ -111,11 +111,11 @@ class Host:
                         del self.tickets[name]
                     ticket.inbox.put_nowait(delta)
             if "refused" in told and (ticket := self.tickets.pop(told["refused"], None)) is not None:
-                ticket.inbox.put_nowait(Refused(told["why"]))
+                ticket.inbox.put_nowait(RefusedError(told["why"]))
         self.alive = False
         waiting, self.tickets = self.tickets, {}
         for ticket in waiting.values():
-            ticket.inbox.put_nowait(Died("The engine stopped before this answer ended; it is being started again."))
+            ticket.inbox.put_nowait(DiedError("The engine stopped before this answer ended; it is being started again."))
         if not self.closing:
             self.restarts += 1
             self._restarting = asyncio.create_task(self._again())
@@ -124,17 +124,18 @@ class Host:
         wait = 0.1
         while not self.closing:
             try:
-                return await self.start()
+                await self.start()
+                return
             except (UserError, OSError):
                 await asyncio.sleep(wait)
                 wait = min(2 * wait, 30)
 
     def submit(self, request: Request, salt: str = "") -> Ticket:
-        """Raises Busy. Requests of different salts share no cached prompts."""
+        """Raises BusyError. Requests of different salts share no cached prompts."""
         if self.closing or not self.alive:
-            raise Busy("The engine is starting." if not self.closing else "The server is shutting down.", 2)
+            raise BusyError("The engine is starting." if not self.closing else "The server is shutting down.", 2)
         if len(self.tickets) >= self.rows + self.queue:
-            raise Busy(f"The queue is full: {self.rows} requests are being answered and {self.queue} wait.")
+            raise BusyError(f"The queue is full: {self.rows} requests are being answered and {self.queue} wait.")
         ticket = Ticket(self, f"r{next(self._names)}")
         self.tickets[ticket.name] = ticket
         self.send({"add": ticket.name, "request": wire.request_to(request), "salt": salt})
@@ -145,7 +146,7 @@ class Host:
             self._process.stdin.write(wire.dumps(message))
 
     async def stop(self) -> None:
-        """End the process; requests that are under way get Died."""
+        """End the process; requests that are under way get DiedError."""
         self.closing = True
         if self._process is None:
             return
@@ -158,4 +159,4 @@ class Host:
             await self._listening
 
 
-__all__ = ["Busy", "Died", "Host", "Refused", "Ticket"]
+__all__ = ["BusyError", "DiedError", "Host", "RefusedError", "Ticket"]

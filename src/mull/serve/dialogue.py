@@ -65,7 +65,7 @@ class Dialogue:
         raise NotImplementedError
 
     def answer(self, ask: Ask) -> AsyncIterator[Event]:
-        """Events of all choices as they come. Raises UserError, Busy, Died; broken off, it cancels what is under way."""
+        """Events of all choices as they come. Raises UserError, BusyError, DiedError; broken off, it cancels what is under way."""
         raise NotImplementedError
 
 
