@@ -223,6 +223,6 @@ def read_rollouts(path: Path) -> list[Rollout]:
 
 
 __all__ = [
-    "OUTCOMES", "Completion", "Delta", "Engine", "Finish", "Grammar", "Message", "Outcome", "Problem", "Request", "Rollout",
-    "Sampling", "UserError", "read_rollouts", "sync", "write_rollouts",
+    "OUTCOMES", "Completion", "Delta", "Engine", "Finish", "Grammar", "Message", "Outcome", "Problem", "Request",
+    "Rollout", "Sampling", "UserError", "read_rollouts", "sync", "write_rollouts",
 ]  # fmt: skip

@@ -115,7 +115,7 @@ class Host:
         self.alive = False
         waiting, self.tickets = self.tickets, {}
         for ticket in waiting.values():
-            ticket.inbox.put_nowait(DiedError("The engine stopped before this answer ended; it is being started again."))
+            ticket.inbox.put_nowait(DiedError("The engine stopped before this answer ended; it starts again."))
         if not self.closing:
             self.restarts += 1
             self._restarting = asyncio.create_task(self._again())

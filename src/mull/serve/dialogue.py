@@ -21,7 +21,7 @@ class Ask:
 
     messages: tuple[Message, ...] = ()
     prompt: tuple[int, ...] = ()
-    sampling: Sampling = Sampling()
+    sampling: Sampling = field(default_factory=Sampling)
     n: int = 1
     votes: int = 1  # draw so many, answer with the one most of them agree with (text/votes.py)
     effort: str | None = None  # none|minimal|low|medium|high|xhigh|max; sampling.thinking_tokens given wins
@@ -65,7 +65,10 @@ class Dialogue:
         raise NotImplementedError
 
     def answer(self, ask: Ask) -> AsyncIterator[Event]:
-        """Events of all choices as they come. Raises UserError, BusyError, DiedError; broken off, it cancels what is under way."""
+        """Events of all choices as they come; broken off, it cancels what is under way.
+
+        Raises UserError, BusyError, DiedError.
+        """
         raise NotImplementedError
 
 
