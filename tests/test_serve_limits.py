@@ -1,0 +1,275 @@
+"""What may be asked, of one request and of a key over time, and how a machine's time is shared."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mull.serve.dialogue import Ask
+from mull.serve.keys import Allowance
+from mull.serve.limits import DeniedError, Turnstile, check, check_depth, check_length, check_spend
+from mull.serve.price import Price, Shares
+from mull.serve.settings import Limits, Settings
+from mull.types import Grammar, Message, Sampling, UserError
+
+FEW = Limits(
+    messages=2, n=2, votes=3, stop=2, stop_chars=5, stop_tokens=1, logit_bias=1, top_logprobs=2, tools=1,
+    tools_bytes=200, schema_bytes=100, regex_chars=20, choices=2, depth=5, prompt_tokens=10,
+)  # fmt: skip
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+
+
+def deep(levels: int) -> object:
+    value: object = 1
+    for level in range(levels):
+        value = [value] if level % 2 else {"a": value}
+    return value
+
+
+@dataclass
+class Clock:
+    now: float = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+# one request
+
+
+@pytest.mark.parametrize(
+    ("ask", "says"),
+    [
+        (Ask(messages=(Message("user", "?"),) * 3), "at most 2 for messages, not 3"),
+        (Ask(n=3), "at most 2 for n, not 3"),
+        (Ask(votes=4), "at most 3 for votes"),
+        (Ask(sampling=Sampling(stop=("a", "b", "c"))), "at most 2 for stop strings, not 3"),
+        (Ask(sampling=Sampling(stop=("abcdef",))), "at most 5 for characters in a stop string, not 6"),
+        (Ask(sampling=Sampling(stop_tokens=(1, 2))), "at most 1 for stop tokens"),
+        (Ask(sampling=Sampling(logit_bias=((1, 1.0), (2, 1.0)))), "at most 1 for entries of logit_bias"),
+        (Ask(sampling=Sampling(top_logprobs=3)), "at most 2 for top_logprobs"),
+        (Ask(tools=(TOOL, TOOL)), "at most 1 for tools, not 2"),
+        (Ask(tools=({**TOOL, "note": "x" * 200},)), "tools have 295 bytes; this server takes 200"),
+        (Ask(tools=({**TOOL, "note": deep(5)},)), "The tools may be nested 5 levels"),
+        (Ask(sampling=Sampling(grammar=Grammar("regex", "a" * 21))), "has 21 characters; this server takes 20"),
+        (Ask(sampling=Sampling(grammar=Grammar("json_schema", json.dumps("x" * 100)))), "may have 100 bytes"),
+        (Ask(sampling=Sampling(grammar=Grammar("json_schema", json.dumps(deep(6))))), "The schema may be nested 5"),
+        (Ask(sampling=Sampling(grammar=Grammar("json_schema", "[" * 50))), "The schema is not valid JSON"),
+        (Ask(sampling=Sampling(grammar=Grammar("choice", '["a", "b", "c"]'))), "at most 2 choices, not 3"),
+        (Ask(sampling=Sampling(grammar=Grammar("ebnf", "é" * 51))), "may have 100 bytes"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_every_bound_is_one_sentence(ask: Ask, says: str):
+    with pytest.raises(UserError, match=says) as raised:
+        check(ask, FEW)
+    assert "\n" not in str(raised.value) and str(raised.value).endswith(".")
+
+
+def test_what_is_at_the_bounds_may_pass():
+    sampling = Sampling(stop=("abcde", "b"), stop_tokens=(1,), logit_bias=((1, 1.0),), top_logprobs=2)
+    check(Ask(messages=(Message("user", "?"),) * 2, n=2, votes=3, tools=(TOOL,), sampling=sampling), FEW)
+    for grammar in (
+        Grammar("regex", "a" * 20), Grammar("json_schema", json.dumps(deep(5))), Grammar("choice", '["a", "b"]'),
+        Grammar("json"),
+    ):  # fmt: skip
+        check(Ask(sampling=Sampling(grammar=grammar)), FEW)
+    check_length(10, FEW)
+    check_length(10**9, Limits())
+
+
+def test_a_prompt_may_be_too_long():
+    with pytest.raises(UserError, match="has 11 tokens; this server takes at most 10"):
+        check_length(11, FEW)
+
+
+def test_depth_is_counted_without_recursion():
+    check_depth(deep(100_000), 100_000, "It")
+    with pytest.raises(UserError, match="It may be nested 99999 levels"):
+        check_depth(deep(100_000), 99_999, "It")
+
+
+@given(st.recursive(st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
+def test_depth_agrees_with_its_definition(value: object):
+    def depth(one: object) -> int:
+        inner = list(one.values()) if isinstance(one, dict) else one if isinstance(one, list) else None
+        return 0 if inner is None else 1 + max(map(depth, inner), default=0)
+
+    check_depth(value, depth(value), "It")
+    if depth(value):
+        with pytest.raises(UserError):
+            check_depth(value, depth(value) - 1, "It")
+
+
+# a key, over time
+
+
+def denied(turnstile: Turnstile, allowance: Allowance) -> DeniedError | None:
+    try:
+        turnstile.enter(1, allowance)
+    except DeniedError as error:
+        return error
+    return None
+
+
+def test_requests_a_minute():
+    clock = Clock()
+    turnstile, three = Turnstile(clock), Allowance(rpm=3)
+    assert [denied(turnstile, three) for _ in range(3)] == [None] * 3
+    error = denied(turnstile, three)
+    assert error is not None
+    assert (error.status, error.code, error.retry_after) == (429, "rate_limit_exceeded", 20)
+    clock.now += 19.9
+    assert denied(turnstile, three) is not None
+    clock.now += 0.1
+    assert denied(turnstile, three) is None
+    assert denied(turnstile, three) is not None
+
+
+def test_a_quiet_hour_saves_no_more_than_a_minutes_worth():
+    clock = Clock()
+    turnstile, three = Turnstile(clock), Allowance(rpm=3)
+    denied(turnstile, three)
+    clock.now += 3600
+    assert [denied(turnstile, three) is None for _ in range(4)] == [True, True, True, False]
+
+
+def test_tokens_are_owed_when_they_are_known():
+    clock = Clock()
+    turnstile, most = Turnstile(clock), Allowance(tpm=100)
+    assert denied(turnstile, most) is None
+    turnstile.leave(1, 150)
+    error = denied(turnstile, most)
+    assert error is not None and error.retry_after == 31  # 50 owed and one to have
+    clock.now += 31
+    assert denied(turnstile, most) is None
+
+
+def test_requests_at_a_time():
+    turnstile, two = Turnstile(Clock()), Allowance(parallel=2)
+    assert [denied(turnstile, two) is None for _ in range(3)] == [True, True, False]
+    turnstile.leave(1)
+    assert denied(turnstile, two) is None
+
+
+def test_keys_do_not_share_what_they_may():
+    turnstile, one = Turnstile(Clock()), Allowance(rpm=1)
+    turnstile.enter(1, one)
+    turnstile.enter(2, one)
+    turnstile.enter(3, Allowance())
+
+
+def test_a_refusal_takes_nothing():
+    clock = Clock()
+    turnstile, both = Turnstile(clock), Allowance(rpm=2, parallel=1)
+    assert denied(turnstile, both) is None
+    assert [denied(turnstile, both) is None for _ in range(5)] == [False] * 5
+    turnstile.leave(1)
+    assert denied(turnstile, both) is None
+
+
+@given(st.integers(1, 50), st.lists(st.floats(0, 30), max_size=60))
+def test_never_more_than_a_minutes_worth_and_what_flowed_in(rpm: int, pauses: list[float]):
+    clock = Clock()
+    turnstile, allowance = Turnstile(clock), Allowance(rpm=rpm)
+    let_in = 0
+    for pause in pauses:
+        clock.now += pause
+        let_in += denied(turnstile, allowance) is None
+        assert let_in <= rpm + sum(pauses) * rpm / 60 + 1e-6
+
+
+def test_retry_after_is_when_it_works():
+    clock = Clock()
+    turnstile, allowance = Turnstile(clock), Allowance(rpm=7, tpm=13)
+    for _ in range(50):
+        if (error := denied(turnstile, allowance)) is not None:
+            assert error.retry_after is not None
+            clock.now += error.retry_after
+            assert denied(turnstile, allowance) is None
+        turnstile.leave(1, 5)
+
+
+MARCH = 1_772_323_200.0  # 2026-03-01 00:00 UTC
+
+
+def test_money_a_day_and_a_month():
+    since: list[str] = []
+
+    def spent(day: str) -> float:
+        since.append(day)
+        return 1.0
+
+    check_spend(Allowance(), spent, MARCH)
+    check_spend(Allowance(usd_per_day=1.01, usd_per_month=1.01), spent, MARCH)
+    assert since == ["2026-03-01", "2026-03-01"]
+    with pytest.raises(DeniedError, match=r"spent its \$1 a day") as day:
+        check_spend(Allowance(usd_per_day=1), spent, MARCH + 86400 * 3 + 3600)
+    assert (day.value.status, day.value.code, day.value.retry_after) == (429, "insufficient_quota", 82800)
+    with pytest.raises(DeniedError, match=r"spent its \$0.5 a month") as month:
+        check_spend(Allowance(usd_per_month=0.5), spent, MARCH + 86400 * 30)
+    assert since[-2:] == ["2026-03-04", "2026-03-01"]
+    assert month.value.retry_after == 86400
+
+
+# what it costs
+
+
+def test_without_a_price_nothing_is_said_of_money():
+    assert Price().usd(1000, 0, 1000, 10.0) is None
+    assert Price(usd_per_hour=0).usd(1000, 0, 1000, 10.0) == 0.0
+
+
+def test_hours_and_tokens_add_up():
+    price = Price(usd_per_hour=3.6, usd_per_million_input=2, usd_per_million_output=10, usd_per_million_cached=0.5)
+    assert price.usd(1_000_000, 400_000, 100_000, 10.0) == pytest.approx(0.01 + 1.2 + 0.2 + 1.0)
+    assert Price(usd_per_million_input=2).usd(1_000_000, 400_000, 100_000, 10.0) == pytest.approx(2.0)
+
+
+@given(st.lists(st.tuples(st.floats(0, 10), st.integers(1, 4), st.booleans()), max_size=40))
+def test_shares_add_up_to_the_time_in_which_the_machine_was_busy(steps: list[tuple[float, int, bool]]):
+    clock = Clock()
+    shares = Shares(clock)
+    here: list[tuple[float, int]] = []
+    busy = paid = 0.0
+    for pause, weight, enters in steps:
+        clock.now += pause
+        busy += pause if here else 0.0
+        if enters or not here:
+            here.append((shares.enter(weight), weight))
+        else:
+            share = shares.leave(*here.pop(0))
+            assert share >= 0
+            paid += share
+    paid += sum(shares.leave(*one) for one in here)
+    assert paid == pytest.approx(busy, abs=1e-6)
+
+
+def test_who_is_alone_pays_for_all_of_its_time():
+    clock = Clock()
+    shares = Shares(clock)
+    clock.now += 5
+    first = shares.enter()
+    clock.now += 2
+    second = shares.enter(3)
+    clock.now += 4
+    assert shares.leave(second, 3) == pytest.approx(3)
+    clock.now += 1
+    assert shares.leave(first) == pytest.approx(2 + 1 + 1)
+
+
+# settings
+
+
+def test_a_server_is_of_this_machine_unless_told_otherwise():
+    assert Settings().loopback and Settings(host="127.3.2.1").loopback and Settings(host="::1").loopback
+    assert not Settings(host="0.0.0.0").loopback and not Settings(host="192.168.1.5").loopback
+
+
+def test_tls_needs_both_files(tmp_path):
+    with pytest.raises(ValueError, match="needs both files"):
+        Settings(tls_cert=tmp_path / "c.pem")
