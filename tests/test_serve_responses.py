@@ -1,0 +1,278 @@
+"""OpenAI's Responses: what is read of a request, what is told of events, and what the real client makes of a server."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from openai.types.responses import Response, ResponseStreamEvent
+from pydantic import TypeAdapter, ValidationError
+
+from mull.serve.dialogue import Event, ToolCall
+from mull.serve.responses import Create, Shelf, Telling, ask_of, messages_of
+from mull.types import Grammar, Message, UserError
+
+EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
+WEATHER = {"type": "function", "name": "weather", "description": "Of a town.", "parameters": {"type": "object"}}
+USAGE = {
+    "input_tokens": 3, "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0}, "output_tokens": 5,
+    "output_tokens_details": {"reasoning_tokens": 2}, "total_tokens": 8,
+}  # fmt: skip
+
+
+def create(**fields: Any) -> Create:
+    return Create(**{"model": "m", "input": "Hi", **fields})
+
+
+def frames_of(raw: list[bytes]) -> list[dict[str, Any]]:
+    """The events of SSE frames, each checked to be one that the openai package knows, whole."""
+    events = []
+    for frame in raw:
+        kind, data = frame.decode().removesuffix("\n\n").split("\n")
+        event = json.loads(data.removeprefix("data: "))
+        assert kind == f"event: {event['type']}"
+        EVENT.validate_python(event)
+        events.append(event)
+    return events
+
+
+def told(events: list[Event], finish: str = "stop", **fields: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """(stream events, response)."""
+    telling = Telling(create(**fields), "m")
+    raw = telling.begin()
+    for event in events:
+        raw += telling.hear(event)
+    raw += telling.end(finish, USAGE)
+    return frames_of(raw), telling.response
+
+
+def test_a_text_is_a_users_message_behind_the_instructions() -> None:
+    ask = ask_of(create(instructions="Be short."))
+    assert ask.messages == (Message("system", "Be short."), Message("user", "Hi"))
+
+
+def test_what_is_asked_of_the_sampler_reaches_it() -> None:
+    ask = ask_of(
+        create(
+            max_output_tokens=7, temperature=0.5, top_p=0.9, top_k=3, min_p=0.1, seed=5, stop=["a", "b"],
+            top_logprobs=2, thinking_token_budget=4, min_thinking_tokens=2, votes=3, reasoning={"effort": "low"},
+            cache_salt="pepper",
+        ),
+        salt="key:",
+    )  # fmt: skip
+    s = ask.sampling
+    assert (s.max_tokens, s.temperature, s.top_p, s.top_k, s.min_p, s.seed) == (7, 0.5, 0.9, 3, 0.1, 5)
+    assert (s.stop, s.top_logprobs, s.thinking_tokens, s.min_thinking_tokens) == (("a", "b"), 2, 4, 2)
+    assert (ask.votes, ask.effort, ask.salt) == (3, "low", "key:pepper")
+    assert ask_of(create(stop="x")).sampling.stop == ("x",)
+
+
+def test_formats_become_grammars() -> None:
+    schema = {"type": "object", "properties": {"a": {"enum": [1, None]}, "b": {"default": None}}}
+    body = create(text={"format": {"type": "json_schema", "name": "n", "schema": schema, "strict": True}})
+    grammar = ask_of(body).sampling.grammar
+    assert grammar is not None and grammar.kind == "json_schema" and json.loads(grammar.text) == schema
+    assert Telling(body, "m").response["text"]["format"]["schema"] == schema
+    assert ask_of(create(text={"format": {"type": "json_object"}})).sampling.grammar == Grammar("json")
+    assert ask_of(create(text={"format": {"type": "text"}, "verbosity": "low"})).sampling.grammar is None
+
+
+def test_a_turn_of_several_items_becomes_one_message() -> None:
+    items = [
+        {"type": "message", "role": "developer", "content": [{"type": "input_text", "text": "Be"}]},
+        {"role": "user", "content": [{"type": "input_text", "text": "a"}, {"type": "input_text", "text": "b"}]},
+        {"type": "reasoning", "id": "rs_1", "summary": [], "content": [{"type": "reasoning_text", "text": "hm"}]},
+        {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "I ask."}]},
+        {"type": "function_call", "call_id": "c1", "name": "weather", "arguments": "{}"},
+        {"type": "function_call", "call_id": "c2", "name": "time", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "c2", "output": [{"type": "input_text", "text": "noon"}]},
+        {"type": "function_call_output", "call_id": "c1", "output": "rain"},
+        {"type": "reasoning", "id": "rs_2", "summary": [], "content": None},
+        {"role": "assistant", "content": "It rains."},
+        {"role": "assistant", "content": "Still."},
+    ]
+    calls = tuple(
+        {"id": ident, "type": "function", "function": {"name": name, "arguments": "{}"}}
+        for ident, name in (("c1", "weather"), ("c2", "time"))
+    )
+    assert messages_of(items) == [
+        Message("system", "Be"),
+        Message("user", "a\n\nb"),
+        Message("assistant", "I ask.", "hm", calls),
+        Message("tool", "noon", name="time", tool_call_id="c2"),
+        Message("tool", "rain", name="weather", tool_call_id="c1"),
+        Message("assistant", "It rains."),
+        Message("assistant", "Still."),
+    ]
+
+
+def test_thoughts_of_earlier_turns_stay_away_where_only_the_current_ones_count() -> None:
+    thought = {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "hm"}]}
+    items = [
+        {"role": "user", "content": "a"}, thought, {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "c"}, thought,
+        {"type": "function_call", "call_id": "c1", "name": "weather", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "c1", "output": "rain"},
+    ]  # fmt: skip
+    for context, thoughts in (
+        ("auto", [None, "hm", None, "hm", None]),
+        ("current_turn", [None, None, None, "hm", None]),
+    ):
+        ask = ask_of(create(input=items, reasoning={"context": context}))
+        assert [message.reasoning for message in ask.messages] == thoughts
+
+
+def test_tools_and_their_choice() -> None:
+    other = {**WEATHER, "name": "time"}
+    ask = ask_of(create(tools=[WEATHER], tool_choice={"type": "function", "name": "weather"}))
+    assert ask.tool_choice == "weather"
+    assert ask.tools[0]["function"] == {k: WEATHER[k] for k in ("name", "description", "parameters")}
+    allowed = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "time"}]}
+    ask = ask_of(create(tools=[WEATHER, other], tool_choice=allowed))
+    assert ask.tool_choice == "required" and [tool["function"]["name"] for tool in ask.tools] == ["time"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"background": True}, "background"),
+        ({"conversation": "conv_1"}, "Conversations"),
+        ({"prompt": {"id": "p"}}, "stored prompts"),
+        ({"moderation": {"model": "m"}}, "moderated"),
+        ({"input": []}, "empty"),
+        ({"input": [{"type": "item_reference", "id": "x"}]}, "item_reference"),
+        ({"input": [{"type": ["message"]}]}, "not known"),
+        ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "http://x"}]}]}, "text only"),
+        ({"input": [{"role": "user", "content": ["text"]}]}, "text only"),
+        ({"input": [{"role": "user", "content": 5}]}, "a text, or a list"),
+        ({"input": [{"role": "tool", "content": "a"}]}, "role is user"),
+        ({"input": [{"type": "function_call", "call_id": "c", "name": "n", "arguments": {}}]}, "arguments"),
+        ({"input": [{"type": "function_call_output", "call_id": "c", "output": "x"}]}, "no function_call before"),
+        ({"tools": [{"type": "web_search"}]}, "web_search"),
+        ({"tools": [{"type": "function"}]}, "needs a `name`"),
+        ({"tools": [WEATHER], "tool_choice": {"type": "function", "name": {}}}, "not among the tools"),
+        ({"tools": [WEATHER], "tool_choice": "weather"}, "tool_choice is"),
+        ({"tool_choice": "required"}, "no tools"),
+        ({"text": {"format": {"type": "json_schema", "name": "n"}}}, "schema"),
+    ],
+)
+def test_what_is_not_served_is_refused_in_a_sentence(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        ask_of(create(**fields))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"nonsense": 1}, {"temperature": float("nan")}, {"temperature": -1}, {"max_output_tokens": 0}, {"top_p": 0}],
+)
+def test_what_is_no_request_is_none(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        create(**fields)
+
+
+def test_what_clients_send_by_habit_is_read() -> None:
+    create(
+        user="u", safety_identifier="s", prompt_cache_key="k", service_tier="auto", metadata={"a": "b"},
+        include=["reasoning.encrypted_content"], stream_options={"include_obfuscation": False}, store=False,
+        context_management=[{"type": "compaction"}], max_tool_calls=3, truncation="disabled",
+        reasoning={"effort": "high", "summary": "auto"},
+    )  # fmt: skip
+
+
+def test_the_order_of_the_events_is_openais() -> None:
+    call = ToolCall("call_1", "weather", '{"town": "Ulm"}')
+    events = [
+        Event(0, reasoning="h"),
+        Event(0, reasoning="m"),
+        Event(0, text="I "),
+        Event(0, text="ask."),
+        Event(0, tool=call),
+    ]
+    stream, response = told(events, "tool_calls", tools=[WEATHER])
+    assert [event["type"].removeprefix("response.") for event in stream] == [
+        "created", "in_progress",
+        "output_item.added", "content_part.added", "reasoning_text.delta", "reasoning_text.delta",
+        "reasoning_text.done", "content_part.done", "output_item.done",
+        "output_item.added", "content_part.added", "output_text.delta", "output_text.delta",
+        "output_text.done", "content_part.done", "output_item.done",
+        "output_item.added", "function_call_arguments.delta", "function_call_arguments.done", "output_item.done",
+        "completed",
+    ]  # fmt: skip
+    assert [event["sequence_number"] for event in stream] == list(range(len(stream)))
+    assert [event["output_index"] for event in stream if "output_index" in event] == [0] * 7 + [1] * 7 + [2] * 4
+    assert stream[0]["response"]["output"] == [] and stream[0]["response"]["status"] == "in_progress"
+    assert stream[-1]["response"] == response
+    Response.model_validate(response, strict=True)
+    reasoning, message, asked = response["output"]
+    assert reasoning["content"] == [{"type": "reasoning_text", "text": "hm"}] and reasoning["summary"] == []
+    assert message["content"][0]["text"] == "I ask."
+    assert (asked["call_id"], asked["name"], asked["arguments"]) == ("call_1", "weather", '{"town": "Ulm"}')
+    assert {item["status"] for item in response["output"]} == {"completed"}
+
+
+def test_an_answer_that_is_cut_is_incomplete() -> None:
+    stream, response = told([Event(0, reasoning="hm")], "length")
+    assert stream[-1]["type"] == "response.incomplete"
+    assert response["status"] == "incomplete" and response["incomplete_details"] == {"reason": "max_output_tokens"}
+    assert response["output"][0]["status"] == "incomplete"
+
+
+def test_an_answer_that_breaks_off_has_failed() -> None:
+    telling = Telling(create(), "m")
+    stream = frames_of(telling.begin() + telling.hear(Event(0, text="I ")) + telling.fail("The engine stopped."))
+    assert stream[-1]["type"] == "response.failed" and stream[-2]["type"] == "response.output_item.done"
+    assert stream[-1]["response"]["error"] == {"code": "server_error", "message": "The engine stopped."}
+
+
+def test_only_the_first_call_counts_where_one_is_allowed() -> None:
+    calls = [Event(0, tool=ToolCall(f"c{n}", "weather", "{}")) for n in range(2)]
+    for parallel, count in ((None, 2), (True, 2), (False, 1)):
+        _, response = told(calls, "tool_calls", tools=[WEATHER], parallel_tool_calls=parallel)
+        assert [item["call_id"] for item in response["output"]] == ["c0", "c1"][:count]
+
+
+pieces = st.one_of(
+    st.builds(lambda text: Event(0, reasoning=text), st.text(min_size=1)),
+    st.builds(lambda text: Event(0, text=text), st.text(min_size=1)),
+    st.builds(lambda n: Event(0, tool=ToolCall(f"c{n}", "weather", "{}")), st.integers(0, 999)),
+)
+
+
+@given(st.lists(pieces, max_size=12), st.sampled_from(["stop", "length", "tool_calls"]))
+def test_what_is_streamed_adds_up_to_what_is_not(events: list[Event], finish: str) -> None:
+    stream, response = told(events, finish, tools=[WEATHER])
+    plain = Telling(create(tools=[WEATHER]), "m", streaming=False)
+    assert not plain.begin() and not any(plain.hear(event) for event in events) and not plain.end(finish, USAGE)
+    deltas: dict[int, str] = {}
+    for event in stream:
+        if event["type"].endswith(".delta"):
+            deltas[event["output_index"]] = deltas.get(event["output_index"], "") + event["delta"]
+
+    def texts(response: dict[str, Any]) -> list[str]:
+        return [i["arguments"] if i["type"] == "function_call" else i["content"][0]["text"] for i in response["output"]]
+
+    assert [*deltas.values()] == texts(response) == texts(plain.response)
+    assert stream[-1]["response"] == response and response["status"] == plain.response["status"]
+    done = [event["item"] for event in stream if event["type"] == "response.output_item.done"]
+    assert done == response["output"]
+
+
+def test_the_shelf_forgets_the_oldest_and_shows_no_one_anothers() -> None:
+    shelf = Shelf(count=2, characters=10_000)
+    for name in "abc":
+        shelf.put("me", {"id": name}, (Message("user", name),))
+    with pytest.raises(LookupError):
+        shelf.get("me", "a")
+    assert shelf.get("me", "c").messages == (Message("user", "c"),)
+    with pytest.raises(LookupError):
+        shelf.get("you", "c")
+    with pytest.raises(LookupError):
+        shelf.delete("you", "c")
+    shelf.put("me", {"id": "d"}, (Message("user", "x" * 9_990),))
+    assert len(shelf) == 0 and shelf.size == 0, "too large for all of the shelf: not even itself is kept"
+    shelf.put("me", {"id": "e"}, ())
+    shelf.delete("me", "e")
+    assert len(shelf) == 0 and shelf.size == 0
