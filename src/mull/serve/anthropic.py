@@ -1,0 +1,382 @@
+"""Anthropic's Messages: a request becomes an Ask, events become blocks that grow.
+
+`Create` is the request, `ask_of` reads it, `Telling` writes the answer: streamed or not it is the same object that is
+told, so both end in the same message. Where it differs from Anthropic's own:
+
+- budget_tokens may be any number from 1 (theirs is 1024 and up): small models think shortly. It is kept exactly.
+- Without `thinking` the model does as it would: a reasoning model thinks. {"type": "disabled"} stops it.
+- A thinking block's signature is the SHA-256 of its text: it shows whether a block was changed. It is not checked, as
+  whoever holds the conversation may write what they like into it.
+- redacted_thinking cannot be read here and is left out. With display "omitted" the thinking is empty, and lost.
+- Temperatures up to 2; `seed`, `min_p`, `min_thinking_tokens`, `votes` and `cache_salt` are added.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from mull.serve.dialogue import Ask, Event
+from mull.types import Completion, Grammar, Message, Sampling, UserError
+
+Block = Mapping[str, Any]
+
+
+class Thinking(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    type: Literal["enabled", "adaptive", "disabled", "between_tools"]
+    budget_tokens: int | None = Field(None, ge=1)
+    display: Literal["summarized", "omitted"] | None = None
+
+
+class OutputFormat(BaseModel):
+    type: Literal["json_schema"]
+    schema_: dict[str, Any] = Field(alias="schema")
+
+
+class OutputConfig(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
+    format: OutputFormat | None = None
+
+
+class ToolChoice(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    type: Literal["auto", "any", "tool", "none"]
+    name: str | None = None
+    disable_parallel_tool_use: bool = False
+
+
+class Turn(BaseModel):
+    role: Literal["user", "assistant", "system"]
+    content: str | list[dict[str, Any]]
+
+
+class Count(BaseModel):
+    """POST /v1/messages/count_tokens: what decides a prompt."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model: str
+    messages: list[Turn] = Field(min_length=1, max_length=100_000)
+    system: str | list[dict[str, Any]] | None = None
+    thinking: Thinking | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: ToolChoice | None = None
+    output_config: OutputConfig | None = None
+    # read, and of no effect here
+    cache_control: dict[str, Any] | None = None
+    context_management: dict[str, Any] | None = None
+    speed: str | None = None
+    user_profile_id: str | None = None
+    workspace_id: str | None = None
+    # read to be refused
+    mcp_servers: list[Any] | None = None
+    container: Any = None
+
+
+class Create(Count):
+    """POST /v1/messages."""
+
+    max_tokens: int = Field(ge=1)
+    stop_sequences: list[str] | None = None
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=0)
+    stream: bool | None = None
+    # beyond Anthropic's
+    seed: int | None = None
+    min_p: float | None = Field(None, ge=0, le=1)
+    min_thinking_tokens: int | None = Field(None, ge=0)
+    votes: int | None = Field(None, ge=1)
+    cache_salt: str | None = None
+    # read, and of no effect here
+    metadata: dict[str, Any] | None = None
+    service_tier: str | None = None
+    inference_geo: str | None = None
+    diagnostics: dict[str, Any] | None = None
+
+
+def ask_of(body: Count, salt: str = "") -> Ask:
+    """What is asked, or would be. Raises UserError."""
+    if body.mcp_servers or body.container:
+        raise UserError("There are no MCP servers and containers here: this server runs no tools, clients do.")
+    messages = messages_of(body.messages)
+    if body.system:
+        messages.insert(0, Message("system", text_of(body.system, "system")))
+    if messages[-1].role == "assistant":
+        raise UserError("This model does not support assistant message prefill: the last message is to be a user's.")
+    tools, choice = _tools(body)
+    effort = body.output_config.effort if body.output_config is not None else None
+    ask = Ask(
+        messages=tuple(messages), effort=effort, tools=tools, tool_choice=choice, salt=salt,
+        sampling=Sampling(thinking=_thinks(body, messages)),
+    )  # fmt: skip
+    if isinstance(body, Create):
+        ask = replace(
+            ask, sampling=_sampling(body, ask.sampling), votes=body.votes or 1, salt=salt + (body.cache_salt or "")
+        )
+    return ask
+
+
+def _thinks(body: Count, messages: Sequence[Message]) -> bool:
+    if body.thinking is None:
+        return True
+    if body.thinking.type == "between_tools":
+        return messages[-1].role == "tool"
+    return body.thinking.type != "disabled"
+
+
+def _sampling(body: Create, plain: Sampling) -> Sampling:
+    given: dict[str, Any] = {
+        "max_tokens": body.max_tokens, "temperature": body.temperature, "top_p": body.top_p, "top_k": body.top_k,
+        "min_p": body.min_p, "seed": body.seed, "min_thinking_tokens": body.min_thinking_tokens,
+        "thinking_tokens": _budget(body),
+    }  # fmt: skip
+    said = {name: value for name, value in given.items() if value is not None}
+    wanted = body.output_config.format if body.output_config is not None else None
+    grammar = Grammar("json_schema", json.dumps(wanted.schema_)) if wanted is not None else None
+    return replace(plain, **said, stop=tuple(body.stop_sequences or ()), grammar=grammar)
+
+
+def _budget(body: Create) -> int | None:
+    thinking = body.thinking
+    if thinking is None or thinking.type != "enabled":
+        if thinking is not None and thinking.budget_tokens is not None:
+            raise UserError(f"thinking.budget_tokens goes with type enabled, not with {thinking.type}.")
+        return None
+    if thinking.budget_tokens is None:
+        raise UserError("thinking of type enabled needs `budget_tokens`; type adaptive has none.")
+    if thinking.budget_tokens >= body.max_tokens:
+        raise UserError("`max_tokens` must be greater than `thinking.budget_tokens`: thoughts count towards it.")
+    return thinking.budget_tokens
+
+
+def _tools(body: Count) -> tuple[tuple[Mapping[str, Any], ...], str]:
+    """(tools as chat completions have them, tool_choice as Ask has it)."""
+    tools, names = [], []
+    for at, tool in enumerate(body.tools or ()):
+        if tool.get("type") not in (None, "custom"):
+            raise UserError(f"tools[{at}]: there are only the client's own tools here, no {str(tool['type'])[:40]!r}.")
+        name, schema = tool.get("name"), tool.get("input_schema")
+        if not isinstance(name, str) or not name or not isinstance(schema, dict):
+            raise UserError(f"tools[{at}] needs a `name`, and an `input_schema` that is a JSON schema.")
+        described = {"name": name, "description": tool.get("description") or "", "parameters": schema}
+        tools.append({"type": "function", "function": described})
+        names.append(name)
+    choice = body.tool_choice or ToolChoice(type="auto")
+    if choice.type == "tool" and choice.name not in names:
+        raise UserError(f"tool_choice names {choice.name!r}, which is not among the tools.")
+    if choice.type == "any" and not tools:
+        raise UserError("tool_choice is any, but there are no tools.")
+    said = {"auto": "auto", "none": "none", "any": "required", "tool": choice.name or ""}
+    return tuple(tools), said[choice.type]
+
+
+def messages_of(turns: Sequence[Turn]) -> list[Message]:
+    """Turns as messages: results of tools become messages of their own, turns of one role that follow each other one.
+
+    Raises UserError.
+    """
+    said = _Said()
+    for at, turn in enumerate(turns):
+        blocks = turn.content if isinstance(turn.content, list) else [{"type": "text", "text": turn.content}]
+        for number, block in enumerate(blocks):
+            where, kind = f"messages[{at}].content[{number}]", block.get("type")
+            reader = _BLOCKS.get((turn.role, kind)) if isinstance(kind, str) else None
+            if reader is None:
+                why = "this model reads text only" if kind in ("image", "document") else f"not known of {turn.role}"
+                raise UserError(f"{where}: blocks of type {str(kind)[:40]!r} cannot be given: {why}.")
+            reader(said, turn.role, block, where)
+    if not said.messages:
+        raise UserError("messages: all of them are empty.")
+    return said.messages
+
+
+@dataclass
+class _Said:
+    messages: list[Message] = field(default_factory=list)
+    names: dict[str, str] = field(default_factory=dict)  # of the tools, by the calls' ids
+
+    def last(self, role: str) -> Message:
+        """The message that a block of `role` goes on with; taken off, to be put back."""
+        if self.messages and self.messages[-1].role == role:
+            return self.messages.pop()
+        return Message(role, "")
+
+    def text(self, role: str, block: Block, where: str) -> None:
+        text = block.get("text")
+        if not isinstance(text, str):
+            raise UserError(f"{where}: a text block has the text `text`.")
+        if text:
+            message = self.last(role)
+            joined = f"{message.content}\n\n{text}" if message.content else text
+            self.messages.append(replace(message, content=joined))
+
+    def thinking(self, role: str, block: Block, where: str) -> None:
+        thought = block.get("thinking")
+        if not isinstance(thought, str):
+            raise UserError(f"{where}: a thinking block has the text `thinking`.")
+        if thought:
+            message = self.last(role)
+            self.messages.append(replace(message, reasoning=(message.reasoning or "") + thought))
+
+    def redacted(self, role: str, block: Block, where: str) -> None:
+        """Cannot be read here."""
+
+    def use(self, role: str, block: Block, where: str) -> None:
+        ident, name, given = (block.get(key) for key in ("id", "name", "input"))
+        if not (isinstance(ident, str) and isinstance(name, str) and isinstance(given, dict)):
+            raise UserError(f"{where}: a tool_use block has the texts `id` and `name`, and the object `input`.")
+        function = {"name": name, "arguments": json.dumps(given, ensure_ascii=False)}
+        call = {"id": ident, "type": "function", "function": function}
+        self.names[ident] = name
+        message = self.last(role)
+        self.messages.append(replace(message, tool_calls=(*message.tool_calls, call)))
+
+    def result(self, role: str, block: Block, where: str) -> None:
+        ident = block.get("tool_use_id")
+        if not isinstance(ident, str) or ident not in self.names:
+            raise UserError(f"{where}: no tool_use before it has the id {str(ident)[:80]!r}.")
+        text = text_of(block.get("content") or "", f"{where}.content")
+        text = f"Error: {text}" if block.get("is_error") else text
+        self.messages.append(Message("tool", text, name=self.names[ident], tool_call_id=ident))
+
+
+_BLOCKS: dict[tuple[str, str], Callable[[_Said, str, Block, str], None]] = {
+    ("user", "text"): _Said.text,
+    ("user", "tool_result"): _Said.result,
+    ("system", "text"): _Said.text,
+    ("assistant", "text"): _Said.text,
+    ("assistant", "thinking"): _Said.thinking,
+    ("assistant", "redacted_thinking"): _Said.redacted,
+    ("assistant", "tool_use"): _Said.use,
+}
+
+
+def text_of(content: Any, where: str) -> str:
+    """A text, or a list of text blocks. Raises UserError: pictures and documents are not read."""
+    if isinstance(content, str):
+        return content
+    texts = []
+    for block in content if isinstance(content, list) else [None]:
+        text = block.get("text") if isinstance(block, dict) and block.get("type") == "text" else None
+        if not isinstance(text, str):
+            raise UserError(f"{where}: this model reads text only: a text, or blocks of type text.")
+        texts.append(text)
+    return "\n\n".join(texts)
+
+
+class Telling:
+    """A message as it grows. `hear` events; what is to be sent then is what the methods return, as SSE frames.
+
+    Calls beyond the first are left out where disable_parallel_tool_use says so.
+    """
+
+    def __init__(self, body: Create, model: str, streaming: bool = True):
+        self.streaming = streaming
+        self.stops = frozenset(body.stop_sequences or ())
+        self.most = body.max_tokens
+        self.parallel = body.tool_choice is None or not body.tool_choice.disable_parallel_tool_use
+        self.omitted = body.thinking is not None and body.thinking.display == "omitted"
+        self.message: dict[str, Any] = {
+            "id": f"msg_{secrets.token_hex(12)}", "type": "message", "role": "assistant", "model": model, "content": [],
+            "stop_reason": None, "stop_sequence": None, "usage": {},
+        }  # fmt: skip
+        self._frames: list[bytes] = []
+        self._texts: list[str] = []
+        self._open = ""  # the type of the block that is being told
+        self._calls = 0
+
+    def begin(self, prompt_tokens: int) -> list[bytes]:
+        self.message["usage"] = {"input_tokens": prompt_tokens, "output_tokens": 0}
+        self._say("message_start", message=self.message)
+        self._say("ping")
+        return self._flush()
+
+    def hear(self, event: Event) -> list[bytes]:
+        if event.reasoning:
+            self._grow("thinking", event.reasoning)
+        if event.text:
+            self._grow("text", event.text)
+        if event.tool is not None and (self._calls == 0 or self.parallel):
+            self._close()
+            self._calls += 1
+            block = {"type": "tool_use", "id": event.tool.id, "name": event.tool.name, "input": {}}
+            self._begin(block)
+            self._delta("input_json_delta", "partial_json", event.tool.arguments)
+            block["input"] = json.loads(event.tool.arguments)
+            self._close()
+        return self._flush()
+
+    def end(self, finish: str, completion: Completion, usage: dict[str, Any]) -> list[bytes]:
+        """`usage` as the message has it."""
+        self._close()
+        self.message |= {"stop_reason": self._reason(finish, completion), "usage": usage}
+        stopped = completion.stopped_by
+        if self.message["stop_reason"] == "stop_sequence":
+            self.message["stop_sequence"] = stopped
+        stop = {name: self.message[name] for name in ("stop_reason", "stop_sequence")}
+        self._say("message_delta", delta=stop, usage=usage)
+        self._say("message_stop")
+        return self._flush()
+
+    def fail(self, kind: str, why: str) -> list[bytes]:
+        """The answer broke off behind its first frame."""
+        self._say("error", error={"type": kind, "message": why})
+        return self._flush()
+
+    def _reason(self, finish: str, completion: Completion) -> str:
+        if finish == "tool_calls":
+            return "tool_use"
+        if finish == "length":
+            full = len(completion.tokens) < self.most
+            return "model_context_window_exceeded" if full else "max_tokens"
+        return "stop_sequence" if completion.stopped_by in self.stops else "end_turn"
+
+    def _say(self, kind: str, **fields: Any) -> None:
+        if self.streaming:
+            data = json.dumps({"type": kind, **fields}, ensure_ascii=False)
+            self._frames.append(f"event: {kind}\ndata: {data}\n\n".encode())
+
+    def _flush(self) -> list[bytes]:
+        frames, self._frames = self._frames, []
+        return frames
+
+    def _begin(self, block: dict[str, Any]) -> None:
+        self.message["content"].append(block)
+        self._open = block["type"]
+        self._say("content_block_start", index=len(self.message["content"]) - 1, content_block=block)
+
+    def _delta(self, kind: str, name: str, piece: str) -> None:
+        index = len(self.message["content"]) - 1
+        self._say("content_block_delta", index=index, delta={"type": kind, name: piece})
+
+    def _grow(self, kind: Literal["text", "thinking"], piece: str) -> None:
+        if self._open != kind:
+            self._close()
+            self._begin({"type": kind, kind: ""} | ({"signature": ""} if kind == "thinking" else {}))
+        self._texts.append(piece)
+        if kind == "text" or not self.omitted:
+            self._delta(f"{kind}_delta", kind, piece)
+
+    def _close(self) -> None:
+        if not self._open:
+            return
+        block, text = self.message["content"][-1], "".join(self._texts)
+        if self._open == "thinking":
+            block["thinking"] = "" if self.omitted else text
+            block["signature"] = sha256(text.encode()).hexdigest()
+            self._delta("signature_delta", "signature", block["signature"])
+        elif self._open == "text":
+            block["text"] = text
+        self._say("content_block_stop", index=len(self.message["content"]) - 1)
+        self._open, self._texts = "", []
+
+
+__all__ = ["Count", "Create", "Telling", "ask_of", "messages_of", "text_of"]

@@ -1,0 +1,270 @@
+"""Anthropic's Messages: what is read of a request, what is told of events, what the real client makes of a server."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from anthropic.types import Message as TheirMessage
+from anthropic.types import RawMessageStreamEvent
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
+
+from mull.serve.anthropic import Count, Create, Telling, ask_of
+from mull.serve.dialogue import Event, ToolCall
+from mull.types import Completion, Message, UserError
+
+EVENT: TypeAdapter[Any] = TypeAdapter(RawMessageStreamEvent)
+WEATHER = {"name": "weather", "description": "Of a town.", "input_schema": {"type": "object"}}
+USAGE = {"input_tokens": 3, "cache_read_input_tokens": 0, "cache_creation_input_tokens": 0, "output_tokens": 5}
+
+
+def create(**fields: Any) -> Create:
+    return Create(**{"model": "m", "max_tokens": 50, "messages": [{"role": "user", "content": "Hi"}], **fields})
+
+
+def frames_of(raw: list[bytes]) -> list[dict[str, Any]]:
+    """The events of SSE frames; but for the two kinds that it passes over, the anthropic package knows each, whole."""
+    events = []
+    for frame in raw:
+        kind, data = frame.decode().removesuffix("\n\n").split("\n")
+        event = json.loads(data.removeprefix("data: "))
+        assert kind == f"event: {event['type']}"
+        if event["type"] not in ("ping", "error"):
+            EVENT.validate_python(event)
+        events.append(event)
+    return events
+
+
+def told(
+    events: list[Event], finish: str = "stop", completion: Completion | None = None, **fields: Any
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """(stream events, message)."""
+    telling = Telling(create(**fields), "m")
+    raw = telling.begin(3)
+    for event in events:
+        raw += telling.hear(event)
+    raw += telling.end(finish, completion or Completion((), (), "stop"), USAGE)
+    return frames_of(raw), telling.message
+
+
+def test_blocks_become_messages() -> None:
+    turns = [
+        {"role": "user", "content": "a"},
+        {"role": "user", "content": [{"type": "text", "text": "b", "cache_control": {"type": "ephemeral"}}]},
+        {
+            "role": "assistant",
+            "content": [
+                {"type": "thinking", "thinking": "hm", "signature": "s"},
+                {"type": "redacted_thinking", "data": "x"},
+                {"type": "text", "text": "I ask."},
+                {"type": "tool_use", "id": "t1", "name": "weather", "input": {"town": "Köln"}},
+                {"type": "tool_use", "id": "t2", "name": "weather", "input": {}},
+            ],
+        },
+        {
+            "role": "user",
+            "content": [
+                {"type": "tool_result", "tool_use_id": "t2", "content": [{"type": "text", "text": "rain"}]},
+                {"type": "tool_result", "tool_use_id": "t1", "content": "no such town", "is_error": True},
+                {"type": "text", "text": "So?"},
+            ],
+        },
+    ]
+    calls = tuple(
+        {"id": ident, "type": "function", "function": {"name": "weather", "arguments": arguments}}
+        for ident, arguments in (("t1", '{"town": "Köln"}'), ("t2", "{}"))
+    )
+    system = [{"type": "text", "text": "Be"}, {"type": "text", "text": "short."}]
+    assert ask_of(create(messages=turns, system=system)).messages == (
+        Message("system", "Be\n\nshort."),
+        Message("user", "a\n\nb"),
+        Message("assistant", "I ask.", "hm", calls),
+        Message("tool", "rain", name="weather", tool_call_id="t2"),
+        Message("tool", "Error: no such town", name="weather", tool_call_id="t1"),
+        Message("user", "So?"),
+    )
+
+
+def test_what_is_asked_of_the_sampler_reaches_it() -> None:
+    schema = {"type": "object"}
+    ask = ask_of(
+        create(
+            temperature=0.5, top_p=0.9, top_k=3, min_p=0.1, seed=5, stop_sequences=["a"], min_thinking_tokens=2,
+            votes=3, thinking={"type": "enabled", "budget_tokens": 1}, cache_salt="pepper",
+            output_config={"effort": "low", "format": {"type": "json_schema", "schema": schema}},
+        ),
+        salt="key:",
+    )  # fmt: skip
+    s = ask.sampling
+    assert (s.max_tokens, s.temperature, s.top_p, s.top_k, s.min_p, s.seed) == (50, 0.5, 0.9, 3, 0.1, 5)
+    assert (s.stop, s.thinking, s.thinking_tokens, s.min_thinking_tokens) == (("a",), True, 1, 2)
+    assert s.grammar is not None and s.grammar.kind == "json_schema" and json.loads(s.grammar.text) == schema
+    assert (ask.votes, ask.effort, ask.salt) == (3, "low", "key:pepper")
+
+
+def test_thinking_is_on_off_or_between_tools() -> None:
+    use = {"role": "assistant", "content": [{"type": "tool_use", "id": "t", "name": "n", "input": {}}]}
+    result = {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t"}]}
+    ask_user, ask_tool = [{"role": "user", "content": "a"}], [{"role": "user", "content": "a"}, use, result]
+    for thinking, said, thinks in (
+        (None, ask_user, True), ({"type": "adaptive"}, ask_user, True), ({"type": "disabled"}, ask_user, False),
+        ({"type": "between_tools"}, ask_user, False), ({"type": "between_tools"}, ask_tool, True),
+    ):  # fmt: skip
+        sampling = ask_of(create(thinking=thinking, messages=said)).sampling
+        assert sampling.thinking is thinks and sampling.thinking_tokens is None
+
+
+def test_what_is_counted_is_what_is_asked() -> None:
+    fields: dict[str, Any] = {
+        "model": "m", "messages": [{"role": "user", "content": "Hi"}], "system": "Be short.", "tools": [WEATHER],
+        "tool_choice": {"type": "any"}, "thinking": {"type": "disabled"}, "output_config": {"effort": "high"},
+    }  # fmt: skip
+    counted, asked = ask_of(Count(**fields)), ask_of(Create(**fields, max_tokens=5))
+    for name in ("messages", "tools", "tool_choice", "effort", "template"):
+        assert getattr(counted, name) == getattr(asked, name)
+    assert counted.sampling.thinking == asked.sampling.thinking
+
+
+def test_choices_of_tools() -> None:
+    for choice, said in (
+        ({"type": "auto"}, "auto"), ({"type": "none"}, "none"), ({"type": "any"}, "required"),
+        ({"type": "tool", "name": "weather"}, "weather"),
+    ):  # fmt: skip
+        ask = ask_of(create(tools=[{**WEATHER, "type": "custom"}], tool_choice=choice))
+        assert ask.tool_choice == said
+        assert ask.tools[0]["function"]["parameters"] == WEATHER["input_schema"]
+
+
+def _user(*blocks: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": [*blocks]}]}
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        (_user({"type": "image", "source": {"type": "url", "url": "http://x"}}), "text only"),
+        (_user({"type": ["text"]}), "cannot be given"),
+        (_user({"type": "tool_use", "id": "a", "name": "n", "input": {}}), "not known of user"),
+        (_user({"type": "text"}), "has the text"),
+        (_user({"type": "tool_result", "tool_use_id": "t"}), "no tool_use before"),
+        (_user({"type": "tool_result", "tool_use_id": {}}), "no tool_use before"),
+        (_user(), "empty"),
+        ({"system": [{"type": "image"}]}, "text only"),
+        ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}, "prefill"),
+        ({"thinking": {"type": "enabled"}}, "needs `budget_tokens`"),
+        ({"thinking": {"type": "enabled", "budget_tokens": 50}}, "greater than"),
+        ({"thinking": {"type": "disabled", "budget_tokens": 5}}, "goes with type enabled"),
+        ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "web_search"),
+        ({"tools": [{"name": "x"}]}, "input_schema"),
+        ({"tool_choice": {"type": "tool", "name": "x"}}, "not among the tools"),
+        ({"tool_choice": {"type": "any"}}, "no tools"),
+        ({"mcp_servers": [{}]}, "MCP"),
+        ({"container": "c"}, "containers"),
+    ],
+)
+def test_what_is_not_served_is_refused_in_a_sentence(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        ask_of(create(**fields))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"nonsense": 1}, {"temperature": float("inf")}, {"max_tokens": 0}, {"messages": []},
+     {"thinking": {"type": "enabled", "budget_tokens": 0}}, {"messages": [{"role": "tool", "content": "a"}]}],
+)  # fmt: skip
+def test_what_is_no_request_is_none(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        create(**fields)
+
+
+def test_the_order_of_the_events_is_anthropics() -> None:
+    call = ToolCall("toolu_1", "weather", '{"town": "Ulm"}')
+    events = [Event(0, reasoning="h"), Event(0, reasoning="m"), Event(0, text="I ask."), Event(0, tool=call)]
+    stream, message = told(events, "tool_calls")
+    assert [(event["type"], event.get("index"), event.get("delta", {}).get("type")) for event in stream] == [
+        ("message_start", None, None), ("ping", None, None),
+        ("content_block_start", 0, None), ("content_block_delta", 0, "thinking_delta"),
+        ("content_block_delta", 0, "thinking_delta"), ("content_block_delta", 0, "signature_delta"),
+        ("content_block_stop", 0, None),
+        ("content_block_start", 1, None), ("content_block_delta", 1, "text_delta"), ("content_block_stop", 1, None),
+        ("content_block_start", 2, None), ("content_block_delta", 2, "input_json_delta"),
+        ("content_block_stop", 2, None),
+        ("message_delta", None, None), ("message_stop", None, None),
+    ]  # fmt: skip
+    assert stream[0]["message"]["content"] == [] and stream[0]["message"]["usage"]["input_tokens"] == 3
+    assert stream[10]["content_block"]["input"] == {}
+    assert stream[-2]["delta"] == {"stop_reason": "tool_use", "stop_sequence": None} and stream[-2]["usage"] == USAGE
+    TheirMessage.model_validate(message, strict=True)
+    thinking, text, use = message["content"]
+    assert thinking["thinking"] == "hm" and len(thinking["signature"]) == 64
+    assert text == {"type": "text", "text": "I ask."}
+    assert use == {"type": "tool_use", "id": "toolu_1", "name": "weather", "input": {"town": "Ulm"}}
+
+
+@pytest.mark.parametrize(
+    ("finish", "completion", "reason", "sequence"),
+    [
+        ("stop", Completion((1,), (0.0,), "stop", stopped_by=1), "end_turn", None),
+        ("stop", Completion((1,), (0.0,), "stop", stopped_by="END"), "stop_sequence", "END"),
+        ("length", Completion((1,) * 50, (0.0,) * 50, "length"), "max_tokens", None),
+        ("length", Completion((1,) * 49, (0.0,) * 49, "length"), "model_context_window_exceeded", None),
+        ("tool_calls", Completion((1,), (0.0,), "stop"), "tool_use", None),
+    ],
+)
+def test_why_it_stopped(finish: str, completion: Completion, reason: str, sequence: str | None) -> None:
+    stream, message = told([Event(0, text="a")], finish, completion, stop_sequences=["END"])
+    assert (message["stop_reason"], message["stop_sequence"]) == (reason, sequence)
+    assert stream[-2]["delta"] == {"stop_reason": reason, "stop_sequence": sequence}
+
+
+def test_thoughts_that_are_not_to_be_shown_are_not() -> None:
+    events = [Event(0, reasoning="secret"), Event(0, text="a")]
+    stream, message = told(events, thinking={"type": "adaptive", "display": "omitted"})
+    assert "secret" not in json.dumps(stream) + json.dumps(message)
+    assert message["content"][0]["thinking"] == "" and message["content"][0]["signature"]
+
+
+def test_an_answer_that_breaks_off_says_so() -> None:
+    telling = Telling(create(), "m")
+    stream = frames_of(telling.begin(3) + telling.hear(Event(0, text="I ")) + telling.fail("api_error", "It stopped."))
+    assert stream[-1] == {"type": "error", "error": {"type": "api_error", "message": "It stopped."}}
+
+
+def test_only_the_first_call_counts_where_one_is_allowed() -> None:
+    calls = [Event(0, tool=ToolCall(f"t{n}", "weather", "{}")) for n in range(2)]
+    for alone, count in ((False, 2), (True, 1)):
+        choice = {"type": "auto", "disable_parallel_tool_use": alone}
+        _, message = told(calls, "tool_calls", tool_choice=choice)
+        assert [block["id"] for block in message["content"]] == ["t0", "t1"][:count]
+
+
+pieces = st.one_of(
+    st.builds(lambda text: Event(0, reasoning=text), st.text(min_size=1)),
+    st.builds(lambda text: Event(0, text=text), st.text(min_size=1)),
+    st.builds(lambda n: Event(0, tool=ToolCall(f"t{n}", "weather", f'{{"n": {n}}}')), st.integers(0, 999)),
+)
+
+
+@given(st.lists(pieces, max_size=12))
+def test_what_is_streamed_adds_up_to_what_is_not(events: list[Event]) -> None:
+    stream, message = told(events)
+    plain = Telling(create(), "m", streaming=False)
+    assert not plain.begin(3) and not any(plain.hear(event) for event in events)
+    assert not plain.end("stop", Completion((), (), "stop"), USAGE)
+    assert plain.message["content"] == message["content"]
+    added: list[dict[str, Any]] = []
+    for event in stream:
+        if event["type"] == "content_block_start":
+            added.append(event["content_block"] | {"json": ""})
+        elif event["type"] == "content_block_delta":
+            kind, piece = (event["delta"][name] for name in event["delta"])
+            name = {"input_json_delta": "json"}.get(kind, kind.removesuffix("_delta"))
+            added[event["index"]][name] += piece
+    for block in added:
+        said = block.pop("json")
+        if block["type"] == "tool_use":
+            block["input"] = json.loads(said)
+    assert added == message["content"]
