@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import random
 import time
 from functools import cache
-from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ from small import TEXTS as LEARNT
 from small import VOCAB, chat
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
-from mull.text.chat import TEMPLATE, Chat, Parser
+from mull.text.chat import TEMPLATE, Chat
 from mull.text.tokenizer import END_THINK, HOUSE, SPECIALS, THINK, Tokenizer
 from mull.text.vocab import metadata_of
 from mull.types import Message, UserError
@@ -80,48 +78,6 @@ def test_a_written_end_of_thought_does_not_end_it() -> None:
     t = chat().tokenizer
     ids = [*t.encode("a </think> b"), t.end_think, *t.encode("c"), t.eos]
     assert chat().parse(ids, thinking=True) == ("a </think> b", "c", True)
-
-
-def feed(pieces: list[str], thinking: bool) -> tuple[str, str]:
-    parser = Parser(thinking)
-    got = [parser.feed(piece) for piece in pieces] + [parser.flush()]
-    return "".join(r for r, _ in got), "".join(c for _, c in got)
-
-
-TEXTS = [
-    "7+1=8\n8</think>8", "</think>", "no end", "a</thin</think>b", "a</think></think>b", "<</think>", "</think",
-    "a < b </ c </t", "x</think>y</think>z", "",
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("text", TEXTS)
-def test_every_cut_gives_the_same(text: str) -> None:
-    """All ways to cut in up to three pieces, and character by character."""
-    before, mark, after = text.partition(END_THINK)
-    want = (before, after) if mark else (text, "")
-    cuts = [c for k in (0, 1, 2) for c in combinations(range(len(text) + 1), k)] + [tuple(range(len(text) + 1))]
-    for cut in cuts:
-        ends = [0, *cut, len(text)]
-        pieces = [text[a:b] for a, b in pairwise(ends)]
-        assert feed(pieces, thinking=True) == want, pieces
-        assert feed(pieces, thinking=False) == ("", text)
-
-
-@settings(deadline=None, max_examples=200)
-@given(st.lists(st.sampled_from(["<", "/", "think", ">", "</think>", "a", "</", "\n"])))
-def test_any_pieces_give_the_same_as_the_whole(pieces: list[str]) -> None:
-    assert feed(pieces, True) == feed(["".join(pieces)], True)
-
-
-@settings(deadline=None, max_examples=100)
-@given(st.text("</think>a", max_size=30))
-def test_no_text_is_held_longer_than_it_may_be_a_marker(text: str) -> None:
-    parser, shown = Parser(True), ""
-    for i, char in enumerate(text):
-        shown += "".join(parser.feed(char))
-        rest = text[: i + 1].replace(END_THINK, "", 1)[len(shown) :]
-        assert len(rest) < len(END_THINK)
-        assert END_THINK.startswith(rest)
 
 
 # Published templates
@@ -367,6 +323,10 @@ def test_what_a_model_is_taught_to_say_is_what_it_is_heard_to_say(
     parts = [parser.feed(char) for char in them.tokenizer.decode(ids[len(prompt) : -1])] + [parser.flush()]
     assert "".join(r for r, _ in parts).strip("\n") == thought
     assert "".join(c for _, c in parts).strip() == said
+    listener = them.listener(thinking, prompt)
+    heard = [listener.hear(token) for token in ids[len(prompt) :]] + [listener.end()]
+    assert ("".join(r for r, _ in heard), "".join(c for _, c in heard)) == (thought, said)
+    assert not listener.thinking and not listener.undecided
 
 
 @needs_templates
@@ -445,19 +405,22 @@ def test_thoughts_in_a_vocabulary_without_their_tags() -> None:
     assert spelled.parse(ids[:8], True)[1:] == ("", False)
 
 
-@settings(deadline=None, max_examples=200)
-@given(st.lists(st.sampled_from(["<", "think", ">", "<think>", "</think>", "a", "\n", " "])), st.randoms())
-def test_a_thought_that_the_answer_opens_is_found_however_it_is_cut(pieces: list[str], draw: random.Random) -> None:
-    text = "".join(pieces)
-    begun = text.lstrip()
-    if begun.startswith(THINK):
-        thought, _, said = begun[len(THINK) :].partition(END_THINK)
-    else:
-        thought, said = "", text
-    cuts = sorted(draw.randrange(len(text) + 1) for _ in range(3))
-    parser = Parser(False, may_think=True)
-    parts = [parser.feed(text[a:b]) for a, b in pairwise([0, *cuts, len(text)])] + [parser.flush()]
-    assert ("".join(r for r, _ in parts), "".join(c for _, c in parts)) == (thought, said)
+@needs_templates
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if "tool_use" not in name])
+@settings(deadline=None, max_examples=30)
+@given(st.data(), st.booleans())
+def test_any_tokens_heard_one_by_one_are_what_they_are_together(name: str, data: st.DataObject, thinking: bool) -> None:
+    them = published(name)
+    opens, closes = them.tokenizer.added[THINK], them.tokenizer.added[END_THINK]
+    blank = them.tokenizer.encode(" \n")
+    token = st.sampled_from([opens, closes, *blank, *blank]) | st.integers(0, them.tokenizer.vocab_size + 2)
+    ids = data.draw(st.lists(token, max_size=12))
+    prompt = them.encode([Message("user", "q")], thinking)
+    listener = them.listener(thinking, prompt)
+    heard = [listener.hear(token) for token in ids] + [listener.end()]
+    reasoning, content, closed = them.parse(ids, thinking, prompt)
+    assert ("".join(r for r, _ in heard), "".join(c for _, c in heard)) == (reasoning, content)
+    assert listener.thinking is not closed
 
 
 # Files

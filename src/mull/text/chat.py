@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,10 @@ from typing import Any
 from mull.formats.bounded import read_text
 from mull.formats.gguf import is_gguf, read_header
 from mull.run import write_atomic
+from mull.text.pieces import Pieces, spelling
 from mull.text.template import Template
-from mull.text.tokenizer import END_THINK, THINK, Tokenizer, beginnings, read_json
+from mull.text.thoughts import Listener, Parser, marks_of
+from mull.text.tokenizer import Tokenizer, beginnings, read_json
 from mull.types import Message, UserError
 
 TEMPLATE = (
@@ -60,7 +63,10 @@ class Chat:
         self.house = tokenizer.house and self.template == TEMPLATE
         self._compiled = None if self.template is None else Template(self.template)
         self._for_tools = self._compiled if tool_template is None else Template(tool_template)
-        self._said = beginnings(token for token in tokenizer.forgeable if token not in (THINK, END_THINK))
+        self.marks = marks_of(self.template or "", tokenizer.added)
+        self._said = beginnings(
+            token for token in tokenizer.forgeable if token not in (self.marks.open, self.marks.close)
+        )
         self._variables: dict[str, Any] = {  # bos_token and its like, as templates know them
             name: text.get("content") if isinstance(text, Mapping) else text
             for name, text in tokenizer.config.items()
@@ -71,7 +77,7 @@ class Chat:
     @property
     def thinks(self) -> bool:
         """Whether its template knows thoughts."""
-        return END_THINK in (self.template or "")
+        return self.marks.close in (self.template or "")
 
     @classmethod
     def load(cls, path: Path) -> Chat:
@@ -149,7 +155,7 @@ class Chat:
                 text, _ = self._write([Message("user", "?")], thinking)
             except UserError:
                 text = ""
-            self._opens[thinking] = text.rstrip().endswith(THINK)
+            self._opens[thinking] = text.rstrip().endswith(self.marks.open)
         return self._opens[thinking]
 
     def example(self, messages: Sequence[Message], thinking: bool) -> tuple[list[int], list[int]]:
@@ -183,7 +189,7 @@ class Chat:
             # GLM's turns end where the user's next one begins
             beyond = t.encode(self._behind(before, thinking, Message("user", "?")), special=True)
             ids, end = [*ids, next((i for i in beyond if i in t.stop_ids), t.stop_ids[0])], len(ids)
-        said = message.content.rpartition(END_THINK)[2].strip()
+        said = message.content.rpartition(self.marks.close)[2].strip()
         if t.decode(t.encode(said)) not in t.decode(ids[: end + 1]):
             raise UserError(
                 f"This model's chat template leaves out the answer {said[:60]!r}, or ends the turn before it, at "
@@ -207,15 +213,15 @@ class Chat:
         self, message: Message, thinking: bool, before: Sequence[Message], prompt: str
     ) -> tuple[str, list[int]]:  # fmt: skip
         """Prompt and turn, thought included: spaced as the prompt's own <think> is, or else as Qwen3 does."""
-        opened = prompt.rstrip().endswith(THINK)
+        opened = prompt.rstrip().endswith(self.marks.open)
         gap = prompt[len(prompt.rstrip()) :] if opened else "\n"
         reasoning = message.reasoning or ""
         told = opened or bool(thinking and reasoning)
         text, cuts = prompt, []
         for part, ours in (
-            ("" if opened or not told else THINK + gap, True),
+            ("" if opened or not told else self.marks.open + gap, True),
             (reasoning if told else "", False),
-            (gap + END_THINK + 2 * gap if told else "", True),
+            (gap + self.marks.close + 2 * gap if told else "", True),
             (message.content, False),
             (self._behind(before, thinking), True),
         ):
@@ -228,33 +234,49 @@ class Chat:
         """Whether an answer to `prompt` begins within a thought; R1's template opens none after a tool's result."""
         if self.house or not prompt:
             return self.opens(thinking)
-        return self.tokenizer.decode(prompt[-8:]).rstrip().endswith(THINK)
+        return self.tokenizer.decode(prompt[-8:]).rstrip().endswith(self.marks.open)
 
     def parse(self, ids: Sequence[int], thinking: bool, prompt: Sequence[int] = ()) -> tuple[str, str, bool]:
         """(reasoning, content, closed) of a completion; closed is False while it was still thinking."""
         t = self.tokenizer
         said = [i for i in ids if i not in t.stop_ids]
-        if t.think is None or t.end_think is None:  # this vocabulary spells them out
+        opens, closes = self._mark_ids
+        if opens is None or closes is None:  # this vocabulary spells them out
             parser = self.parser(thinking, prompt)
             parts = [parser.feed(t.decode(said)), parser.flush()]
             reasoning, content = ("".join(part) for part in zip(*parts, strict=True))
             return reasoning.strip("\n"), content.strip(), not parser.thinking
         thought = self._within(thinking, prompt)
-        if thinking and not thought and t.think in said:
-            at = said.index(t.think)
+        if (thinking or thought) and opens in said:
+            at = said.index(opens)
             if not t.decode(said[:at]).strip():
                 thought, said = True, said[at + 1 :]
         if not thought:
             return "", t.decode(said).strip(), True
-        if t.end_think not in said:
+        if closes not in said:
             return t.decode(said).strip("\n"), "", False
-        at = said.index(t.end_think)
+        at = said.index(closes)
         return t.decode(said[:at]).strip("\n"), t.decode(said[at + 1 :]).strip(), True
 
     def parser(self, thinking: bool, prompt: Sequence[int] = ()) -> Parser:
         """The same for text as it arrives."""
         opened = self._within(thinking, prompt)
-        return Parser(opened, may_think=thinking and not opened)
+        return Parser(opened, thinking and not opened, self.marks)
+
+    def listener(self, thinking: bool, prompt: Sequence[int] = ()) -> Listener:
+        """The same for tokens as they arrive."""
+        opened = self._within(thinking, prompt)
+        stops = self.tokenizer.stop_ids
+        return Listener(self._spelling, stops, self.marks, self._mark_ids, opened, thinking and not opened)
+
+    @property
+    def _mark_ids(self) -> tuple[int | None, int | None]:
+        """The tokens that open and close a thought, where there are such."""
+        return self.tokenizer.added.get(self.marks.open), self.tokenizer.added.get(self.marks.close)
+
+    @cached_property
+    def _spelling(self) -> Callable[[], Pieces]:
+        return spelling(self.tokenizer)
 
 
 def _probe() -> str:
@@ -314,44 +336,3 @@ def _text(template: object, where: Path) -> str | None:
     if template is None or isinstance(template, str):
         return template
     raise UserError(f"{where}: its chat template is no text.")
-
-
-@dataclass
-class Parser:
-    """The same separation for text as it arrives, cut anywhere. Feed pieces; flush at the end.
-
-    `thinking` says whether the text is within a thought; with `may_think` it may begin by opening one. Text that may be
-    the beginning of <think> or </think> is held back until it is known not to be.
-    """
-
-    thinking: bool = True
-    may_think: bool = False
-    _held: str = field(default="", repr=False)
-
-    def feed(self, text: str) -> tuple[str, str]:
-        """(new reasoning, new content)."""
-        if self.may_think:
-            text, self._held = self._held + text, ""
-            begun = text.lstrip()
-            if THINK.startswith(begun) and begun != THINK:
-                self._held = text
-                return "", ""
-            self.may_think = False
-            if begun.startswith(THINK):
-                self.thinking, text = True, begun[len(THINK) :]
-        if not self.thinking:
-            return "", text
-        self._held += text
-        at = self._held.find(END_THINK)
-        if at >= 0:
-            reasoning, content = self._held[:at], self._held[at + len(END_THINK) :]
-            self.thinking, self._held = False, ""
-            return reasoning, content
-        keep = next((n for n in range(len(END_THINK) - 1, 0, -1) if self._held.endswith(END_THINK[:n])), 0)
-        cut = len(self._held) - keep
-        reasoning, self._held = self._held[:cut], self._held[cut:]
-        return reasoning, ""
-
-    def flush(self) -> tuple[str, str]:
-        held, self._held = self._held, ""
-        return (held, "") if self.thinking else ("", held)

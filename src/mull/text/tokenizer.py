@@ -87,7 +87,7 @@ class Tokenizer:
         # Added tokens like DeepSeek's "ö" stand for that letter; the library takes it for a byte's name.
         byte_level = isinstance(self.inner.decoder, decoders.ByteLevel)
         letters = {i: t.content for i, t in tokens if byte_level and len(t.content) == 1 and not t.content.isascii()}
-        self._letters = {i: text for i, text in letters.items() if self.inner.decode([i]) != text}
+        self.letters = {i: text for i, text in letters.items() if self.inner.decode([i]) != text}
         begun = self._read("\n")
         self._lead = begun if self._read("\na")[len(begun) :] != self._read("a") else []
 
@@ -184,9 +184,9 @@ class Tokenizer:
     def decode(self, ids: Sequence[int], special: bool = True) -> str:
         """Text of `ids`; special tokens are written out unless `special` is False."""
         text, begin = "", 0
-        for at, token in enumerate(ids if self._letters else ()):
-            if token in self._letters:
-                text += self.inner.decode(list(ids[begin:at]), skip_special_tokens=not special) + self._letters[token]
+        for at, token in enumerate(ids if self.letters else ()):
+            if token in self.letters:
+                text += self.inner.decode(list(ids[begin:at]), skip_special_tokens=not special) + self.letters[token]
                 begin = at + 1
         return text + self.inner.decode(list(ids[begin:]), skip_special_tokens=not special)
 
