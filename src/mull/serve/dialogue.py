@@ -4,14 +4,20 @@ calls told apart. Protocols (openai.py, responses.py, anthropic.py) translate; w
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+import asyncio
+import secrets
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple, TypeVar
 
-from mull.engine.host import Host
+from mull.engine.host import Host, Ticket
+from mull.serve import effort
+from mull.serve.errors import LateError, TooLongError
 from mull.text.chat import Chat
-from mull.types import Completion, Message, Sampling
+from mull.types import Completion, Delta, Message, Request, Sampling, UserError
 
+T = TypeVar("T")
 Finish = Literal["stop", "length", "tool_calls", "cancelled"]
 
 
@@ -29,20 +35,16 @@ class Ask:
     tool_choice: str = "auto"  # auto, none, required, or the name of a function
     template: Mapping[str, Any] = field(default_factory=dict)  # chat_template_kwargs: enable_thinking, thinking
     salt: str = ""  # of the prefix cache: the key's identity, and what the client adds
+    logprobs: bool = False  # events carry those of their tokens
 
 
-@dataclass(frozen=True)
-class Event:
-    """Something of choice `index`. Exactly one of the parts is set; the last event of a choice has `finish`."""
+class Scored(NamedTuple):
+    """A token that was drawn, and how likely it was."""
 
-    index: int
-    reasoning: str = ""
-    text: str = ""
-    tool: ToolCall | None = None
-    finish: Finish | None = None
-    completion: Completion | None = None  # with finish
-    # of the tokens behind reasoning or text, where asked: (token, log-probability, alternatives)
-    logprobs: tuple[tuple[int, float, tuple[tuple[int, float], ...]], ...] = ()
+    token: int
+    logprob: float
+    alternatives: tuple[tuple[int, float], ...] = ()
+    thought: bool = False  # it is the thinking's, markers included
 
 
 @dataclass(frozen=True)
@@ -54,27 +56,273 @@ class ToolCall:
     arguments: str
 
 
-class Dialogue:
-    """Answers of one model. `name` is what clients call it."""
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something of choice `index`. One of reasoning, text, tool and finish is set; a choice's last has `finish`."""
 
-    def __init__(self, host: Host, chat: Chat, name: str, max_length: int):
+    index: int
+    reasoning: str = ""
+    text: str = ""
+    tool: ToolCall | None = None
+    finish: Finish | None = None
+    completion: Completion | None = None  # with finish
+    drawn: tuple[Completion, ...] = ()  # with finish: all that were drawn for it; several where there was a vote
+    agreed: int = 0  # with finish: how many of `drawn` agree with it
+    made: int = 0  # tokens of this choice so far
+    logprobs: tuple[Scored, ...] = ()  # of the tokens behind it, where asked; the last may have some nobody sees
+
+
+@dataclass
+class Choice:
+    """All events of one choice together."""
+
+    index: int
+    reasoning: str = ""
+    text: str = ""
+    tools: list[ToolCall] = field(default_factory=list)
+    finish: Finish = "cancelled"
+    completion: Completion | None = None
+    drawn: tuple[Completion, ...] = ()
+    agreed: int = 0
+    logprobs: list[Scored] = field(default_factory=list)
+
+    def add(self, event: Event) -> None:
+        self.reasoning += event.reasoning
+        self.text += event.text
+        self.logprobs += event.logprobs
+        if event.tool is not None:
+            self.tools.append(event.tool)
+        if event.finish is not None:
+            self.finish, self.completion, self.drawn = event.finish, event.completion, event.drawn
+            self.agreed = event.agreed
+
+
+async def gather(events: AsyncIterator[Event]) -> list[Choice]:
+    """The choices in order, for an answer that is told at once."""
+    choices: dict[int, Choice] = {}
+    async for event in events:
+        choices.setdefault(event.index, Choice(event.index)).add(event)
+    return [choices[index] for index in sorted(choices)]
+
+
+class Dialogue:
+    """Answers of one model. `name` is what clients call it, `fingerprint` says which weights draw and how.
+
+    An answer that takes longer than `seconds` ends in LateError.
+    """
+
+    def __init__(
+        self, host: Host, chat: Chat, name: str, max_length: int, fingerprint: str = "", seconds: float | None = None
+    ):  # fmt: skip
         self.host, self.chat, self.name, self.max_length = host, chat, name, max_length
+        self.fingerprint, self.seconds = fingerprint, seconds
 
     def encode(self, ask: Ask) -> tuple[int, ...]:
         """The prompt. Raises UserError."""
-        raise NotImplementedError
+        if not ask.messages:
+            return ask.prompt
+        tools = None if ask.tool_choice == "none" else ask.tools or None
+        return tuple(self.chat.encode(ask.messages, self._thinks(ask), tools))
 
-    def answer(self, ask: Ask) -> AsyncIterator[Event]:
-        """Events of all choices as they come; broken off, it cancels what is under way.
+    def _thinks(self, ask: Ask) -> bool:
+        wanted = effort.thinks(ask.sampling, ask.effort, ask.template)
+        return wanted and bool(ask.messages) and self.chat.thinks
 
-        Raises UserError, BusyError, DiedError.
+    def request(self, ask: Ask) -> Request:
+        """What the engine is asked for the first choice. Raises UserError; may take long for a long conversation."""
+        prompt = self.encode(ask)
+        room = self.max_length - len(prompt)
+        if room < 1:
+            raise TooLongError(
+                f"The prompt has {len(prompt)} tokens; this model holds {self.max_length}, the answer included."
+            )
+        sampling = replace(ask.sampling, thinking=self._thinks(ask))
+        return Request(prompt, effort.budgeted(sampling, ask.effort, room), (0,))
+
+    async def answer(self, ask: Ask) -> AsyncGenerator[Event]:
+        """Events of all choices as they come; broken off (aclose), it cancels what is under way.
+
+        Raises UserError, BusyError, DiedError and LateError; the first two before any event.
         """
-        raise NotImplementedError
+        if ask.votes > 1 and ask.n > 1:
+            raise UserError("votes draws several answers and gives one of them; n must be 1 then.")
+        request = await asyncio.to_thread(self.request, ask)
+        tickets: list[Ticket] = []
+        late = None
+        try:
+            for choice in range(max(ask.n, ask.votes)):  # one by one: those before one that is refused are cancelled
+                ticket = self.host.submit(replace(request, key=(choice,)), ask.salt)
+                tickets.append(ticket)
+            if self.seconds is not None:
+                late = asyncio.get_running_loop().call_later(self.seconds, self._late, tickets)
+            events = self._told(ask, request, tickets)
+            async with aclosing(self._voted(events) if ask.votes > 1 else events) as heard:
+                async for event in heard:
+                    yield event
+        finally:
+            for ticket in tickets:
+                ticket.cancel()
+            if late is not None:
+                late.cancel()
+
+    def _late(self, tickets: Sequence[Ticket]) -> None:
+        for ticket in tickets:
+            ticket.inbox.put_nowait(LateError(f"The answer took longer than {self.seconds:g} seconds."))
+
+    async def _told(self, ask: Ask, request: Request, tickets: Sequence[Ticket]) -> AsyncGenerator[Event]:
+        choices = [_Teller(index, self.chat, ask, request) for index in range(len(tickets))]
+        async with aclosing(merged([aiter(ticket) for ticket in tickets])) as deltas:
+            async for index, delta in deltas:
+                for event in choices[index].hear(delta):
+                    yield event
+
+    async def _voted(self, events: AsyncGenerator[Event]) -> AsyncGenerator[Event]:
+        """The choice that most agree with, told when all have ended."""
+        told: dict[int, list[Event]] = {}
+        choices: dict[int, Choice] = {}
+        async with aclosing(events):
+            async for event in events:
+                told.setdefault(event.index, []).append(event)
+                choices.setdefault(event.index, Choice(event.index)).add(event)
+        texts = [choices[index].text for index in range(len(choices))]
+        index = max(range(len(texts)), key=lambda at: (texts.count(texts[at]), -at))
+        share = texts.count(texts[index]) / len(texts)
+        drawn = tuple(one for index in range(len(choices)) for one in choices[index].drawn)
+        for event in told[index]:
+            if event.finish is not None:
+                event = replace(event, drawn=drawn, agreed=round(share * len(drawn)))
+            yield replace(event, index=0)
+
+
+async def merged(streams: Sequence[AsyncIterator[T]]) -> AsyncGenerator[tuple[int, T]]:
+    """(which, what) as they come. The first that raises ends all."""
+    if len(streams) == 1:
+        async for item in streams[0]:
+            yield 0, item
+        return
+    inbox: asyncio.Queue[tuple[int, T] | Exception | None] = asyncio.Queue()
+
+    async def pump(index: int, stream: AsyncIterator[T]) -> None:
+        try:
+            async for item in stream:
+                inbox.put_nowait((index, item))
+            inbox.put_nowait(None)
+        except Exception as error:
+            inbox.put_nowait(error)
+
+    tasks = [asyncio.create_task(pump(index, stream)) for index, stream in enumerate(streams)]
+    ended = 0
+    try:
+        while ended < len(streams):
+            item = await inbox.get()
+            if isinstance(item, Exception):
+                raise item
+            if item is None:
+                ended += 1
+            else:
+                yield item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class Trim:
+    """Text as it comes, without the blanks before and behind all of it."""
+
+    def __init__(self, blanks: str | None = None):
+        self.blanks = blanks
+        self.begun = False
+        self.held = ""
+
+    def feed(self, text: str) -> str:
+        text = self.held + text
+        if not self.begun:
+            text = text.lstrip(self.blanks)
+        kept = text.rstrip(self.blanks)
+        self.held = text[len(kept) :] if kept or self.begun else ""
+        self.begun = self.begun or bool(kept)
+        return kept
+
+
+class _Teller:
+    """Events from the Deltas of one choice."""
+
+    def __init__(self, index: int, chat: Chat, ask: Ask, request: Request):
+        self.index, self.chat = index, chat
+        self.scoring = ask.logprobs
+        self.made = 0
+        self.began = False  # the answer, behind its thought
+        self.scored: tuple[list[Scored], list[Scored]] = ([], [])  # not told yet: the text's, the thought's
+        self.trims = (Trim(), Trim("\n")) if ask.messages else None
+        self.thinks = request.sampling.thinking
+        self.calls = 0
+
+    def hear(self, delta: Delta) -> Iterator[Event]:
+        self._score(delta)
+        if delta.reasoning:
+            text = self.trims[1].feed(delta.reasoning) if self.trims else delta.reasoning
+            if text:
+                yield Event(self.index, reasoning=text, made=self.made, logprobs=self._scores(True))
+        if delta.text:
+            text = self.trims[0].feed(delta.text) if self.trims else delta.text
+            if text:
+                yield Event(self.index, text=text, made=self.made, logprobs=self._scores(False))
+        if (completion := delta.completion) is not None:
+            rest = self._scores(True) + self._scores(False)
+            finish: Finish = "tool_calls" if self.calls else completion.finish
+            yield Event(
+                self.index, finish=finish, completion=completion, drawn=(completion,), agreed=1,
+                made=len(completion.tokens), logprobs=rest,
+            )  # fmt: skip
+
+    def _score(self, delta: Delta) -> None:
+        """Note the new tokens; of the last Delta, all that none before it told."""
+        tokens, logprobs, alternatives = delta.tokens, delta.logprobs, delta.alternatives
+        if (done := delta.completion) is not None:
+            tokens, logprobs = done.tokens[self.made :], done.logprobs[self.made :]
+            alternatives = done.alternatives[self.made :]
+            if done.finish == "stop" and tokens and self._ends(done):
+                tokens = tokens[:-1]
+        self.made += len(tokens)
+        if self.scoring:
+            for at, token in enumerate(tokens):
+                others = alternatives[at] if at < len(alternatives) else ()
+                thought = self.thinks and not self.began and not delta.text
+                self.scored[thought].append(Scored(token, logprobs[at], others, thought))
+        self.began = self.began or bool(delta.text)
+
+    def _ends(self, completion: Completion) -> bool:
+        last = completion.tokens[-1]
+        return last == completion.stopped_by or last in self.chat.tokenizer.stop_ids
+
+    def _scores(self, thought: bool) -> tuple[Scored, ...]:
+        scored = tuple(self.scored[thought])
+        self.scored[thought].clear()
+        return scored
+
+
+def a_seed() -> int:
+    """For a request that names none: drawn once, and told with the answer, so that it can be had again."""
+    return secrets.randbits(31)
+
+
+def a_name(kind: str) -> str:
+    """An id that nobody guesses: chatcmpl-..., resp_..., call_..."""
+    return kind + secrets.token_hex(12)
 
 
 def usage(completions: Sequence[Completion]) -> dict[str, int]:
     """prompt, cached, completion and reasoning tokens of the choices of one request; the prompt counts once."""
-    raise NotImplementedError
+    return {
+        "prompt_tokens": max((one.prompt_tokens for one in completions), default=0),
+        "cached_tokens": min((one.cached_tokens for one in completions), default=0),
+        "completion_tokens": sum(len(one.tokens) for one in completions),
+        "reasoning_tokens": sum(one.thinking_tokens for one in completions),
+    }
 
 
-__all__ = ["Ask", "Dialogue", "Event", "Finish", "ToolCall", "usage"]
+__all__ = [
+    "Ask", "Choice", "Dialogue", "Event", "Finish", "Scored", "ToolCall", "Trim", "a_name", "a_seed", "gather",
+    "merged", "usage",
+]  # fmt: skip

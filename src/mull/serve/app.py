@@ -1,0 +1,149 @@
+"""The application: every protocol over one dialogue, behind one door.
+
+    app = build(dialogue, gate=..., limits=...)      the caller starts the dialogue's host, and runs it
+
+The door is plain ASGI: it gives each request its id, asks the gate, bounds the body, and answers what goes wrong in the
+protocol's own words.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mull.engine.host import BusyError, DiedError
+from mull.serve import openai
+from mull.serve.dialogue import Dialogue, a_name
+from mull.serve.errors import Api, ApiError, LateError, of, of_validation
+from mull.serve.gate import Gate, Open, Visit, visit_of
+from mull.serve.settings import Limits
+from mull.serve.sse import GoneError
+from mull.types import UserError
+
+PROTOCOLS = (openai.routes,)  # each makes its routes for a dialogue
+log = logging.getLogger("mull.serve")
+
+
+def build(dialogue: Dialogue, gate: Gate | None = None, limits: Limits | None = None) -> FastAPI:
+    """Without a gate anybody may ask. The pages of FastAPI's documentation fetch from elsewhere, so there are none."""
+    app = FastAPI(title="mull", docs_url=None, redoc_url=None)
+    for routes in PROTOCOLS:
+        app.include_router(routes(dialogue))
+    for kind in (ApiError, UserError, BusyError, DiedError, LateError, HTTPException, RequestValidationError):
+        app.add_exception_handler(kind, _say)
+    app.add_exception_handler(GoneError, _nobody)
+    app.add_middleware(Door, dialogue=dialogue, gate=gate or Open(), limits=limits or Limits())
+    return app
+
+
+def api_of(path: str) -> Api:
+    return "anthropic" if path.startswith("/v1/messages") else "openai"
+
+
+async def _say(request: Request, error: Exception) -> Response:
+    return told(_known(request, error), visit_of(request.scope))
+
+
+async def _nobody(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)  # nginx's number for it; the client has gone
+
+
+def _known(request: Request, error: Exception) -> ApiError:
+    if isinstance(error, RequestValidationError):
+        return of_validation(list(error.errors()))
+    if not isinstance(error, HTTPException):
+        return of(error)
+    if isinstance(error.__cause__, ApiError):  # raised while FastAPI read the body
+        return error.__cause__
+    if error.status_code == 404:
+        return ApiError(404, f"There is no {request.url.path[:80]} here.")
+    if error.status_code == 405:
+        return ApiError(405, f"{request.url.path[:80]} is not asked with {request.method}.")
+    return ApiError(error.status_code, "The body cannot be read; it must be JSON in UTF-8.")
+
+
+def told(error: ApiError, visit: Visit) -> Response:
+    body = json.dumps(error.body(visit.api, visit.id)).encode()
+    return Response(body, error.status, error.headers, "application/json")
+
+
+class Door:
+    """Every request comes through here, and every answer leaves."""
+
+    def __init__(self, app: ASGIApp, dialogue: Dialogue, gate: Gate, limits: Limits):
+        self.app, self.dialogue, self.gate, self.limits = app, dialogue, gate, limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        api = api_of(scope["path"])
+        visit = Visit(a_name("req_"), api, self.dialogue, self.gate, self.limits.stall_seconds)
+        scope.setdefault("state", {})["visit"] = visit
+        name = b"request-id" if api == "anthropic" else b"x-request-id"
+        begun = False
+
+        async def named(message: Message) -> None:
+            nonlocal begun
+            if message["type"] == "http.response.start":
+                begun = True
+                message = {**message, "headers": [*message["headers"], (name, visit.id.encode())]}
+            await send(message)
+
+        try:
+            size = _size(scope)
+            visit.who = await self.gate.admit(scope, api, size)
+            if size > self.limits.body_bytes:
+                raise self._too_big()
+            await self.app(scope, self._bounded(receive), named)
+        except Exception as error:
+            known = of(error)
+            if known.status == 500:
+                log.error("%s failed", visit.id, exc_info=error)
+            if begun:
+                raise  # the connection is closed: what was said so far is no answer
+            await told(known, visit)(scope, receive, named)
+
+    def _too_big(self) -> ApiError:
+        return ApiError(413, f"The body is too large; this server reads at most {self.limits.body_bytes:,} bytes.")
+
+    def _bounded(self, receive: Receive) -> Receive:
+        """The body, as long as it is not too large and comes in time."""
+        read, whole = 0, False
+        until = asyncio.get_running_loop().time() + self.limits.read_seconds
+
+        async def bounded() -> Message:
+            nonlocal read, whole
+            if whole:
+                return await receive()
+            try:
+                async with asyncio.timeout_at(until):
+                    message = await receive()
+            except TimeoutError:
+                raise ApiError(408, "The body took too long to arrive.") from None
+            read += len(message.get("body", b""))
+            whole = not message.get("more_body", False)
+            if read > self.limits.body_bytes:
+                raise self._too_big()
+            return message
+
+        return bounded
+
+
+def _size(scope: Scope) -> int:
+    """What the client says its body has."""
+    for name, value in scope["headers"]:
+        if name == b"content-length" and value.isdigit() and len(value) < 20:
+            return int(value)
+    return 0
+
+
+__all__ = ["PROTOCOLS", "Door", "api_of", "build", "told"]
