@@ -229,3 +229,12 @@ def test_a_token_costs_the_same_however_long_the_answer_is(name: str, text: str)
     reasoning, content, _ = them.parse(ids, True)
     assert heard(them.listener(True), ids) == (reasoning, content)
     assert time.process_time() - begun < 2
+
+
+@given(st.lists(st.integers(0, 299), max_size=30))
+def test_text_that_goes_on_behind_a_prompt_is_heard_as_it_is(ids: list[int]) -> None:
+    t = chat().tokenizer
+    listener = chat().verbatim()
+    said = [listener.hear(token) for token in ids] + [listener.end()]
+    assert {reasoning for reasoning, _ in said} == {""}
+    assert "".join(text for _, text in said) == t.decode([i for i in ids if i not in t.stop_ids])

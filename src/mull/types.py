@@ -81,6 +81,7 @@ class Sampling:
     min_thinking_tokens: int = 0  # a thought is kept open so long
     closing: str = ""  # phrase that is put before the end of a thought that exhausts its budget
     grammar: Grammar | None = None
+    verbatim: bool = False  # the text goes on behind the prompt's: no thought is looked for, and no blank taken away
 
 
 @dataclass(frozen=True, slots=True)

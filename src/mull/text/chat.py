@@ -29,7 +29,7 @@ from mull.formats.gguf import is_gguf, read_header
 from mull.run import write_atomic
 from mull.text.pieces import Pieces, spelling
 from mull.text.template import Template
-from mull.text.thoughts import Listener, Parser, marks_of
+from mull.text.thoughts import Listener, Parser, Verbatim, marks_of
 from mull.text.tokenizer import Tokenizer, beginnings, read_json
 from mull.types import Message, UserError
 
@@ -262,6 +262,10 @@ class Chat:
         """The same for text as it arrives."""
         opened = self._within(thinking, prompt)
         return Parser(opened, thinking and not opened, self.marks)
+
+    def verbatim(self) -> Verbatim:
+        """For tokens that go on behind a prompt which is no conversation."""
+        return Verbatim(self._spelling(), self.tokenizer.stop_ids)
 
     def listener(self, thinking: bool, prompt: Sequence[int] = ()) -> Listener:
         """The same for tokens as they arrive."""

@@ -138,6 +138,16 @@ class Listener:
         self._blanks: list[str] | None = [] if opened or may_think else None  # before anything else
         self._reasoning, self._content = _Trimmed("\n"), _Trimmed(None)
 
+    @property
+    def pending(self) -> int:
+        """Tokens that are the thought's unless they turn out to be its end; `thinking_tokens` has them later."""
+        return len(self._starts)
+
+    @property
+    def held(self) -> int:
+        """How many letters of a spelt mark may be written already."""
+        return 0 if self.parser is None else self.parser.held
+
     def hear(self, token: int) -> tuple[str, str]:
         """(new reasoning, new content)."""
         if token in self.stops:
@@ -204,4 +214,20 @@ class Listener:
         return self._reasoning.feed(reasoning), self._content.feed(content)
 
 
-__all__ = ["MARKS", "Listener", "Marks", "Parser", "marks_of"]
+class Verbatim:
+    """Hears text that goes on behind a prompt, as a Listener does: without thoughts, and no blank is taken away."""
+
+    def __init__(self, pieces: Pieces, stops: Container[int]):
+        self.pieces, self.stops = pieces, stops
+        self.thinking, self.undecided, self.thinking_tokens = False, False, 0
+        self.opens: int | None = None
+        self.closes: int | None = None
+
+    def hear(self, token: int) -> tuple[str, str]:
+        return "", "" if token in self.stops else self.pieces.feed(token)
+
+    def end(self) -> tuple[str, str]:
+        return "", self.pieces.flush()
+
+
+__all__ = ["MARKS", "Listener", "Marks", "Parser", "Verbatim", "marks_of"]
