@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mull.serve.dialogue import Ask
+from mull.serve.errors import ApiError
 from mull.serve.keys import Allowance
-from mull.serve.limits import DeniedError, Turnstile, check, check_depth, check_length, check_spend
+from mull.serve.limits import Turnstile, check, check_depth, check_length, check_spend
 from mull.serve.price import Price, Shares
 from mull.serve.settings import Limits, Settings
 from mull.types import Grammar, Message, Sampling, UserError
@@ -108,10 +109,10 @@ def test_depth_agrees_with_its_definition(value: object):
 # a key, over time
 
 
-def denied(turnstile: Turnstile, allowance: Allowance) -> DeniedError | None:
+def denied(turnstile: Turnstile, allowance: Allowance) -> ApiError | None:
     try:
         turnstile.enter(1, allowance)
-    except DeniedError as error:
+    except ApiError as error:
         return error
     return None
 
@@ -207,10 +208,10 @@ def test_money_a_day_and_a_month():
     check_spend(Allowance(), spent, MARCH)
     check_spend(Allowance(usd_per_day=1.01, usd_per_month=1.01), spent, MARCH)
     assert since == ["2026-03-01", "2026-03-01"]
-    with pytest.raises(DeniedError, match=r"spent its \$1 a day") as day:
+    with pytest.raises(ApiError, match=r"spent its \$1 a day") as day:
         check_spend(Allowance(usd_per_day=1), spent, MARCH + 86400 * 3 + 3600)
     assert (day.value.status, day.value.code, day.value.retry_after) == (429, "insufficient_quota", 82800)
-    with pytest.raises(DeniedError, match=r"spent its \$0.5 a month") as month:
+    with pytest.raises(ApiError, match=r"spent its \$0.5 a month") as month:
         check_spend(Allowance(usd_per_month=0.5), spent, MARCH + 86400 * 30)
     assert since[-2:] == ["2026-03-04", "2026-03-01"]
     assert month.value.retry_after == 86400

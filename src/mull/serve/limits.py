@@ -15,21 +15,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from mull.serve.dialogue import Ask
+from mull.serve.errors import ApiError
 from mull.serve.keys import Allowance
 from mull.serve.settings import Limits
 from mull.types import Grammar, UserError
 
-
 ROUNDING = 1e-9  # of a sum of fractions of a request
-
-
-class DeniedError(Exception):
-    """A request that is not let in: `status` as in HTTP, `code` a word for programs, `retry_after` in seconds."""
-
-    def __init__(self, status: int, why: str, code: str, retry_after: float | None = None):
-        super().__init__(why)
-        self.status, self.code = status, code
-        self.retry_after = None if retry_after is None else max(1, math.ceil(retry_after))
 
 
 # one request
@@ -138,7 +129,7 @@ class Turnstile:
     flows: dict[int, _Flow] = field(default_factory=dict)
 
     def enter(self, key: int, allowance: Allowance) -> None:
-        """Raises DeniedError (429). Who has entered leaves."""
+        """Raises ApiError (429). Who has entered leaves."""
         if key not in self.flows:
             self.flows[key] = _Flow(
                 Bucket(allowance.rpm, self.clock) if allowance.rpm else None,
@@ -164,12 +155,12 @@ class Turnstile:
             flow.tokens.take(tokens)
 
 
-def _limited(why: str, retry_after: float) -> DeniedError:
-    return DeniedError(429, why, "rate_limit_exceeded", retry_after)
+def _limited(why: str, wait: float) -> ApiError:
+    return ApiError(429, why, code="rate_limit_exceeded", retry_after=max(1, math.ceil(wait)))
 
 
 def check_spend(allowance: Allowance, spent: Callable[[str], float], at: float) -> None:
-    """Raises DeniedError (429) where the day's or the month's money is spent; `spent(day)` tells dollars since then."""
+    """Raises ApiError (429) where the day's or the month's money is spent; `spent(day)` tells dollars since then."""
     now = datetime.fromtimestamp(at, UTC)
     midnight = 86400 - at % 86400
     left = calendar.monthrange(now.year, now.month)[1] - now.day
@@ -178,7 +169,8 @@ def check_spend(allowance: Allowance, spent: Callable[[str], float], at: float) 
         ("month", allowance.usd_per_month, f"{now:%Y-%m}-01", midnight + left * 86400),
     ):
         if most is not None and spent(since) >= most:
-            raise DeniedError(429, f"This key has spent its ${most:g} a {what}.", "insufficient_quota", wait)
+            why = f"This key has spent its ${most:g} a {what}."
+            raise ApiError(429, why, code="insufficient_quota", retry_after=math.ceil(wait))
 
 
-__all__ = ["DeniedError", "Turnstile", "check", "check_depth", "check_length", "check_spend"]
+__all__ = ["Turnstile", "check", "check_depth", "check_length", "check_spend"]
