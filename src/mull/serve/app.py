@@ -24,6 +24,7 @@ from mull.serve import openai
 from mull.serve.dialogue import Dialogue, a_name
 from mull.serve.errors import Api, ApiError, LateError, of, of_validation
 from mull.serve.gate import Gate, Open, Visit, visit_of
+from mull.serve.page import Page
 from mull.serve.settings import Limits
 from mull.serve.sse import GoneError
 from mull.types import UserError
@@ -41,6 +42,7 @@ def build(dialogue: Dialogue, gate: Gate | None = None, limits: Limits | None = 
         app.add_exception_handler(kind, _say)
     app.add_exception_handler(GoneError, _nobody)
     app.add_middleware(Door, dialogue=dialogue, gate=gate or Open(), limits=limits or Limits())
+    app.add_middleware(Page)  # before the door: its files need no key
     return app
 
 

@@ -1,4 +1,4 @@
-"""The web page at /: files beside this module, sent with headers that allow it nothing but its own server.
+"""The web page at /: the files in page/, sent with headers that allow it nothing but its own server.
 
 What models say is shown by page/markdown.js, as text. As a second wall the content security policy allows neither
 scripts nor styles of others, nor any address but this server's, and no text to become markup (trusted types).
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 FOLDER = Path(__file__).parent / "page"
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
@@ -29,25 +29,28 @@ HEADERS = {
 }
 
 
-def routes() -> list[Route]:
-    """`/` and `/page/...`; the files are read once."""
-    found = []
-    for path in sorted(FOLDER.iterdir()):
-        where = "/" if path.name == "index.html" else f"/page/{path.name}"
-        found.append(Route(where, _sender(path.read_bytes(), TYPES[path.suffix]), include_in_schema=False))
-    return found
+class Page:
+    """`/` and `/page/...`; all else goes to `app`. The files are read once."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+        self.files = {
+            "/" if path.name == "index.html" else f"/page/{path.name}": (path.read_bytes(), TYPES[path.suffix])
+            for path in FOLDER.iterdir()
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        asked = scope["type"] == "http" and scope["method"] in ("GET", "HEAD")
+        found = self.files.get(scope["path"]) if asked else None
+        answer = self.app if found is None else _reply(Request(scope), *found)
+        await answer(scope, receive, send)
 
 
-def _sender(content: bytes, kind: str):
-    etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
-    headers = {**HEADERS, "ETag": etag}
-
-    async def send(request: Request) -> Response:
-        if request.headers.get("if-none-match") == etag:
-            return Response(status_code=304, headers=headers)
-        return Response(content, headers=headers, media_type=kind)
-
-    return send
+def _reply(request: Request, content: bytes, kind: str) -> Response:
+    headers = {**HEADERS, "ETag": f'"{hashlib.sha256(content).hexdigest()[:32]}"'}
+    if request.headers.get("if-none-match") == headers["ETag"]:
+        return Response(status_code=304, headers=headers)
+    return Response(content, headers=headers, media_type=kind)
 
 
-__all__ = ["POLICY", "routes"]
+__all__ = ["POLICY", "Page"]

@@ -222,9 +222,11 @@ function take({ chat, message, live }, piece) {
   }
   if (live.state === "thinking") stats.thinkSeconds = (now - live.thinkingSince) / 1000;
   if (piece.finish) message.finish = piece.finish;
+  if (Number.isSafeInteger(piece.seed)) stats.seed = piece.seed;
   if (piece.usage) {
     stats.tokens = piece.usage.completion_tokens;
-    stats.thinking = piece.usage.completion_tokens_details?.reasoning_tokens;
+    const thought = piece.usage.completion_tokens_details?.reasoning_tokens; // some servers tell it only at the end
+    stats.thinking = thought || (live.state === "thinking" ? stats.tokens : stats.thinking);
     stats.prompt = piece.usage.prompt_tokens;
     stats.cached = piece.usage.prompt_tokens_details?.cached_tokens;
     if (piece.usage.cost_usd !== undefined && piece.usage.cost_usd !== null) stats.cost = piece.usage.cost_usd;

@@ -52,7 +52,7 @@ export async function models(key) {
   return (await (await call("v1/models", {}, key)).json()).data ?? [];
 }
 
-// Pieces of an answer: {reasoning, text, finish, usage}, each where there is something new. Throws Refusal.
+// Pieces of an answer: {reasoning, text, finish, usage, seed}, each where there is something new. Throws Refusal.
 export async function* answer(request, key, signal) {
   const body = JSON.stringify({
     ...request, stream: true, stream_options: { include_usage: true, continuous_usage_stats: true },
@@ -69,7 +69,7 @@ export async function* answer(request, key, signal) {
     finished ||= Boolean(choice?.finish_reason);
     yield {
       reasoning: delta.reasoning_content ?? delta.reasoning ?? "", text: delta.content ?? "",
-      finish: choice?.finish_reason ?? null, usage: chunk.usage ?? null,
+      finish: choice?.finish_reason ?? null, usage: chunk.usage ?? null, seed: chunk.seed,
     };
   }
   if (!finished) throw new Refusal("The connection broke before the answer ended.");

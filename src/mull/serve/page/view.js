@@ -81,6 +81,7 @@ function details({ stats = {}, model }) {
   const said = model ? [`Answered by ${model}`] : [];
   if (stats.prompt) said.push(`${tokens(stats.prompt)} of prompt${stats.cached ? `, ${stats.cached.toLocaleString("en")} of them cached` : ""}`);
   if (stats.first) said.push(`first token after ${seconds(stats.first)}`);
+  if (stats.seed !== undefined) said.push(`seed ${stats.seed}`);
   return said.join("; ");
 }
 
