@@ -145,6 +145,11 @@ class Host:
         if self.alive and self._process is not None and self._process.stdin is not None:
             self._process.stdin.write(wire.dumps(message))
 
+    def kill(self) -> None:
+        """End the process whatever it does; unless `stop` was called it is started again."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+
     async def stop(self) -> None:
         """End the process; requests that are under way get DiedError."""
         self.closing = True
@@ -152,9 +157,9 @@ class Host:
             return
         self.send({"quit": True})
         try:
-            await asyncio.wait_for(self._process.wait(), 5)
+            await asyncio.wait_for(self._process.wait(), 5 if self.alive else 0)
         except TimeoutError:
-            self._process.kill()
+            self.kill()
         if self._listening is not None:
             await self._listening
 
