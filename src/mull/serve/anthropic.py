@@ -13,56 +13,61 @@ told, so both end in the same message. Where it differs from Anthropic's own:
 
 from __future__ import annotations
 
+import asyncio
 import json
-import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi import APIRouter
+from fastapi.requests import Request
+from pydantic import Field
+from starlette.responses import Response
 
-from mull.serve.dialogue import Ask, Event
+from mull.serve.dialogue import Ask, Dialogue, Event, a_name, a_seed
+from mull.serve.errors import ApiError, of, refused
+from mull.serve.gate import Visit, visit_of
+from mull.serve.openai import dumps, log, reply
+from mull.serve.openai_asks import Loose, Seed, Shape, Tokens
+from mull.serve.sse import streamed, unless_gone
 from mull.types import Completion, Grammar, Message, Sampling, UserError
 
 Block = Mapping[str, Any]
 
 
-class Thinking(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class Thinking(Shape):
     type: Literal["enabled", "adaptive", "disabled", "between_tools"]
-    budget_tokens: int | None = Field(None, ge=1)
+    budget_tokens: Tokens | None = None
     display: Literal["summarized", "omitted"] | None = None
 
 
-class OutputFormat(BaseModel):
+class OutputFormat(Loose):
     type: Literal["json_schema"]
     schema_: dict[str, Any] = Field(alias="schema")
 
 
-class OutputConfig(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class OutputConfig(Shape):
     effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
     format: OutputFormat | None = None
 
 
-class ToolChoice(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class ToolChoice(Shape):
     type: Literal["auto", "any", "tool", "none"]
     name: str | None = None
     disable_parallel_tool_use: bool = False
 
 
-class Turn(BaseModel):
+class Turn(Loose):
     role: Literal["user", "assistant", "system"]
     content: str | list[dict[str, Any]]
 
 
-class Count(BaseModel):
+class Count(Shape):
     """POST /v1/messages/count_tokens: what decides a prompt."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-    model: str
+    model: str | None = None
     messages: list[Turn] = Field(min_length=1, max_length=100_000)
     system: str | list[dict[str, Any]] | None = None
     thinking: Thinking | None = None
@@ -83,18 +88,18 @@ class Count(BaseModel):
 class Create(Count):
     """POST /v1/messages."""
 
-    max_tokens: int = Field(ge=1)
+    max_tokens: Tokens
     stop_sequences: list[str] | None = None
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=0)
+    top_k: int | None = Field(None, ge=0, le=1 << 31)
     stream: bool | None = None
     # beyond Anthropic's
-    seed: int | None = None
+    seed: Seed | None = None
     min_p: float | None = Field(None, ge=0, le=1)
-    min_thinking_tokens: int | None = Field(None, ge=0)
-    votes: int | None = Field(None, ge=1)
-    cache_salt: str | None = None
+    min_thinking_tokens: int | None = Field(None, ge=0, le=1 << 31)
+    votes: int | None = Field(None, ge=1, le=128)
+    cache_salt: str | None = Field(None, max_length=512)
     # read, and of no effect here
     metadata: dict[str, Any] | None = None
     service_tier: str | None = None
@@ -102,7 +107,7 @@ class Create(Count):
     diagnostics: dict[str, Any] | None = None
 
 
-def ask_of(body: Count, salt: str = "") -> Ask:
+def ask_of(body: Count) -> Ask:
     """What is asked, or would be. Raises UserError."""
     if body.mcp_servers or body.container:
         raise UserError("There are no MCP servers and containers here: this server runs no tools, clients do.")
@@ -113,15 +118,16 @@ def ask_of(body: Count, salt: str = "") -> Ask:
         raise UserError("This model does not support assistant message prefill: the last message is to be a user's.")
     tools, choice = _tools(body)
     effort = body.output_config.effort if body.output_config is not None else None
-    ask = Ask(
-        messages=tuple(messages), effort=effort, tools=tools, tool_choice=choice, salt=salt,
-        sampling=Sampling(thinking=_thinks(body, messages)),
-    )  # fmt: skip
-    if isinstance(body, Create):
-        ask = replace(
-            ask, sampling=_sampling(body, ask.sampling), votes=body.votes or 1, salt=salt + (body.cache_salt or "")
+    sampling = Sampling(thinking=_thinks(body, messages))
+    ask = Ask(messages=tuple(messages), sampling=sampling, effort=effort, tools=tools, tool_choice=choice)
+    if not isinstance(body, Create):
+        return ask
+    sampling = _sampling(body, sampling)
+    if tools and choice != "none" and sampling.grammar is not None:
+        raise refused(
+            "An answer that must have a form cannot call tools: tool_choice none, or no output_config.format."
         )
-    return ask
+    return replace(ask, sampling=sampling, votes=body.votes or 1, salt=body.cache_salt or "")
 
 
 def _thinks(body: Count, messages: Sequence[Message]) -> bool:
@@ -135,9 +141,11 @@ def _thinks(body: Count, messages: Sequence[Message]) -> bool:
 def _sampling(body: Create, plain: Sampling) -> Sampling:
     given: dict[str, Any] = {
         "max_tokens": body.max_tokens, "temperature": body.temperature, "top_p": body.top_p, "top_k": body.top_k,
-        "min_p": body.min_p, "seed": body.seed, "min_thinking_tokens": body.min_thinking_tokens,
-        "thinking_tokens": _budget(body),
+        "min_p": body.min_p, "seed": a_seed() if body.seed is None else body.seed, "thinking_tokens": _budget(body),
+        "min_thinking_tokens": body.min_thinking_tokens,
     }  # fmt: skip
+    if "" in (body.stop_sequences or ()):
+        raise refused("stop_sequences: an empty text would stop every answer before it begins.", "stop_sequences")
     said = {name: value for name, value in given.items() if value is not None}
     wanted = body.output_config.format if body.output_config is not None else None
     grammar = Grammar("json_schema", json.dumps(wanted.schema_)) if wanted is not None else None
@@ -152,6 +160,8 @@ def _budget(body: Create) -> int | None:
         return None
     if thinking.budget_tokens is None:
         raise UserError("thinking of type enabled needs `budget_tokens`; type adaptive has none.")
+    if (body.min_thinking_tokens or 0) > thinking.budget_tokens:
+        raise UserError("min_thinking_tokens is more than thinking.budget_tokens.")
     if thinking.budget_tokens >= body.max_tokens:
         raise UserError("`max_tokens` must be greater than `thinking.budget_tokens`: thoughts count towards it.")
     return thinking.budget_tokens
@@ -166,6 +176,8 @@ def _tools(body: Count) -> tuple[tuple[Mapping[str, Any], ...], str]:
         name, schema = tool.get("name"), tool.get("input_schema")
         if not isinstance(name, str) or not name or not isinstance(schema, dict):
             raise UserError(f"tools[{at}] needs a `name`, and an `input_schema` that is a JSON schema.")
+        if name in names:
+            raise UserError(f"Two tools are named {name[:64]!r}.")
         described = {"name": name, "description": tool.get("description") or "", "parameters": schema}
         tools.append({"type": "function", "function": described})
         names.append(name)
@@ -215,7 +227,7 @@ class _Said:
             raise UserError(f"{where}: a text block has the text `text`.")
         if text:
             message = self.last(role)
-            joined = f"{message.content}\n\n{text}" if message.content else text
+            joined = f"{message.content}\n{text}" if message.content else text
             self.messages.append(replace(message, content=joined))
 
     def thinking(self, role: str, block: Block, where: str) -> None:
@@ -269,7 +281,7 @@ def text_of(content: Any, where: str) -> str:
         if not isinstance(text, str):
             raise UserError(f"{where}: this model reads text only: a text, or blocks of type text.")
         texts.append(text)
-    return "\n\n".join(texts)
+    return "\n".join(texts)
 
 
 class Telling:
@@ -278,15 +290,15 @@ class Telling:
     Calls beyond the first are left out where disable_parallel_tool_use says so.
     """
 
-    def __init__(self, body: Create, model: str, streaming: bool = True):
+    def __init__(self, body: Create, model: str, seed: int = 0, streaming: bool = True):
         self.streaming = streaming
         self.stops = frozenset(body.stop_sequences or ())
         self.most = body.max_tokens
         self.parallel = body.tool_choice is None or not body.tool_choice.disable_parallel_tool_use
         self.omitted = body.thinking is not None and body.thinking.display == "omitted"
         self.message: dict[str, Any] = {
-            "id": f"msg_{secrets.token_hex(12)}", "type": "message", "role": "assistant", "model": model, "content": [],
-            "stop_reason": None, "stop_sequence": None, "usage": {},
+            "id": a_name("msg_"), "type": "message", "role": "assistant", "model": model, "content": [],
+            "stop_reason": None, "stop_sequence": None, "usage": {}, "seed": seed,
         }  # fmt: skip
         self._frames: list[bytes] = []
         self._texts: list[str] = []
@@ -326,11 +338,6 @@ class Telling:
         self._say("message_stop")
         return self._flush()
 
-    def fail(self, kind: str, why: str) -> list[bytes]:
-        """The answer broke off behind its first frame."""
-        self._say("error", error={"type": kind, "message": why})
-        return self._flush()
-
     def _reason(self, finish: str, completion: Completion) -> str:
         if finish == "tool_calls":
             return "tool_use"
@@ -341,8 +348,7 @@ class Telling:
 
     def _say(self, kind: str, **fields: Any) -> None:
         if self.streaming:
-            data = json.dumps({"type": kind, **fields}, ensure_ascii=False)
-            self._frames.append(f"event: {kind}\ndata: {data}\n\n".encode())
+            self._frames.append(frame(kind, **fields))
 
     def _flush(self) -> list[bytes]:
         frames, self._frames = self._frames, []
@@ -379,4 +385,80 @@ class Telling:
         self._open, self._texts = "", []
 
 
-__all__ = ["Count", "Create", "Telling", "ask_of", "messages_of", "text_of"]
+def frame(kind: str, **fields: Any) -> bytes:
+    return f"event: {kind}\ndata: {dumps({'type': kind, **fields})}\n\n".encode()
+
+
+class Answer:
+    """One answer, told at once or as it comes."""
+
+    def __init__(self, body: Create, ask: Ask, visit: Visit):
+        self.ask, self.visit = ask, visit
+        self.telling = Telling(body, visit.dialogue.name, ask.sampling.seed, bool(body.stream))
+
+    async def frames(self) -> AsyncGenerator[bytes]:
+        prompt = await asyncio.to_thread(self.visit.dialogue.encode, self.ask)
+        frames, last = self.telling.begin(len(prompt)), Event(0)
+        async with aclosing(self.visit.answer(replace(self.ask, prompt=prompt))) as events:
+            async for event in events:
+                last = event
+                frames += self.telling.hear(event)
+                if frames:
+                    yield b"".join(frames)
+                frames = []
+        assert last.finish is not None and last.completion is not None
+        yield b"".join(self.telling.end(last.finish, last.completion, usage_of(self.visit)))
+
+    async def whole(self) -> dict[str, Any]:
+        async for _ in self.frames():
+            pass
+        return self.telling.message
+
+    def failed(self, error: Exception) -> bytes:
+        """The answer broke off behind the head of the stream."""
+        known = of(error)
+        if known.status == 500:
+            log.error("%s failed", self.visit.id, exc_info=error)
+        return frame(
+            "error", **{name: value for name, value in known.body("anthropic", self.visit.id).items() if name != "type"}
+        )
+
+
+def usage_of(visit: Visit) -> dict[str, Any]:
+    """Of an answer that has ended. input_tokens are those that were not found in the cache, as Anthropic counts."""
+    spent = visit.spent
+    told: dict[str, Any] = {
+        "input_tokens": spent.prompt_tokens - spent.cached_tokens,
+        "cache_creation_input_tokens": 0,
+        "cache_read_input_tokens": spent.cached_tokens,
+        "output_tokens": spent.completion_tokens,
+        "output_tokens_details": {"thinking_tokens": spent.reasoning_tokens},
+    }
+    return told if visit.usd is None else told | {"cost_usd": visit.usd}
+
+
+def routes(dialogue: Dialogue) -> APIRouter:
+    router = APIRouter()
+
+    def asked(body: Count) -> Ask:
+        if body.model and body.model != dialogue.name:
+            why = f"There is no model {body.model[:80]!r} here; this server has {dialogue.name!r}."
+            raise ApiError(404, why, "model", "model_not_found")
+        return ask_of(body)
+
+    @router.post("/v1/messages")
+    async def create(body: Create, request: Request) -> Response:
+        visit = visit_of(request.scope)
+        answer = Answer(body, asked(body), visit)
+        if body.stream:
+            return await streamed(request, answer.frames(), answer.failed, ping=frame("ping"), stall=visit.stall)
+        return reply(await unless_gone(request, answer.whole()))
+
+    @router.post("/v1/messages/count_tokens")
+    async def count(body: Count) -> dict[str, Any]:
+        return {"input_tokens": len(await asyncio.to_thread(dialogue.encode, asked(body)))}
+
+    return router
+
+
+__all__ = ["Answer", "Count", "Create", "Telling", "ask_of", "messages_of", "routes", "text_of"]

@@ -1,8 +1,8 @@
-"""OpenAI's Responses: a request becomes an Ask, events become items that grow.
+"""OpenAI's Responses: events become items that grow.
 
-`Create` is the request, `ask_of` reads it, `Telling` writes the answer: streamed or not it is the same object that is
-told, so both end in the same response. What `store` keeps (the default, as with OpenAI) lies in a bounded `Shelf` in
-memory, each key's apart from the others', and is gone when the server ends; `store=false` keeps nothing.
+`Telling` writes the answer: streamed or not it is the same object that is told, so both end in the same response. What
+`store` keeps (the default, as with OpenAI) lies in a bounded `Shelf` in memory, each key's apart from the others', and
+is gone when the server ends; `store=false` keeps nothing.
 
 Thoughts are shown in full: a reasoning item has `content`, and never a summary or encrypted content. A client gives
 the items back as they came.
@@ -10,102 +10,30 @@ the items back as they came.
 
 from __future__ import annotations
 
+import asyncio
 import json
-import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi import APIRouter
+from fastapi.requests import Request
+from starlette.responses import Response
 
-from mull.serve.dialogue import Ask, Event
-from mull.types import Grammar, Message, Sampling, UserError
+from mull.serve.dialogue import Ask, Dialogue, Event, Scored, a_name
+from mull.serve.errors import ApiError, of
+from mull.serve.gate import Visit, visit_of
+from mull.serve.openai import dumps, log, reply
+from mull.serve.responses_asks import Create, Item, Reasoning, ask_of, messages_of
+from mull.serve.sse import streamed, unless_gone
+from mull.serve.tokens import Spelling
+from mull.types import Message
 
-Item = Mapping[str, Any]
-Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 STORED = 1024  # responses that are kept, at most
 STORED_CHARACTERS = 1 << 26  # of their conversations together
-
-
-class Reasoning(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-    effort: Effort | None = None
-    summary: Literal["auto", "concise", "detailed"] | None = None
-    generate_summary: Literal["auto", "concise", "detailed"] | None = None
-    context: Literal["auto", "current_turn", "all_turns"] | None = None
-    mode: Literal["standard"] | None = None
-
-
-class Format(BaseModel):
-    type: Literal["text", "json_object", "json_schema"] = "text"
-    name: str | None = None
-    description: str | None = None
-    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
-    strict: bool | None = None
-
-
-class TextOptions(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-    format: Format = Format()
-    verbosity: Literal["low", "medium", "high"] | None = None
-
-
-class Create(BaseModel):
-    """POST /v1/responses. The second half is what this server adds, and what it reads and does not need."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-    model: str
-    input: str | list[dict[str, Any]]
-    instructions: str | None = None
-    max_output_tokens: int | None = Field(None, ge=1)
-    temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
-    reasoning: Reasoning | None = None
-    text: TextOptions = TextOptions()
-    tools: list[dict[str, Any]] = []
-    tool_choice: str | dict[str, Any] = "auto"
-    parallel_tool_calls: bool | None = None
-    stream: bool | None = None
-    store: bool | None = None
-    previous_response_id: str | None = None
-    metadata: dict[str, str] | None = Field(None, max_length=16)
-    include: list[str] | None = None
-    truncation: Literal["auto", "disabled"] | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=20)
-    # beyond OpenAI's
-    seed: int | None = None
-    top_k: int | None = Field(None, ge=0)
-    min_p: float | None = Field(None, ge=0, le=1)
-    stop: str | list[str] | None = None
-    thinking_token_budget: int | None = Field(None, ge=0)
-    min_thinking_tokens: int | None = Field(None, ge=0)
-    votes: int | None = Field(None, ge=1)
-    cache_salt: str | None = None
-    # read, and of no effect here
-    user: str | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
-    prompt_cache_retention: str | None = None
-    prompt_cache_options: dict[str, Any] | None = None
-    service_tier: str | None = None
-    stream_options: dict[str, Any] | None = None
-    max_tool_calls: int | None = None  # counts OpenAI's own tools, of which there are none
-    context_management: list[dict[str, Any]] | None = None
-    # read to be refused
-    background: bool | None = None
-    conversation: Any = None
-    prompt: Any = None
-    moderation: Any = None
-
-
-_REFUSED = {
-    "background": "background=true is not served: the answer comes with the request.",
-    "conversation": "Conversations are not kept here: give the earlier items in `input`, or `previous_response_id`.",
-    "prompt": "There are no stored prompts here: give `input` and `instructions`.",
-    "moderation": "Nothing is moderated here: leave `moderation` out.",
-}
 
 
 @dataclass(frozen=True)
@@ -138,14 +66,15 @@ class Shelf:
             self._forget(next(iter(self._kept)))
 
     def get(self, owner: str, name: str) -> Stored:
-        """Raises LookupError, with a sentence: also where it is another key's."""
+        """Raises ApiError: also where it is another key's."""
         stored = self._kept.get(name)
         if stored is None or stored.owner != owner:
-            raise LookupError(f"Previous response with id {name[:80]!r} not found; the server keeps the latest only.")
+            why = f"There is no response {name[:80]!r}; the newest {self.count} are kept, until the server ends."
+            raise ApiError(404, why, "previous_response_id", "previous_response_not_found")
         return stored
 
     def delete(self, owner: str, name: str) -> None:
-        """Raises LookupError."""
+        """Raises ApiError."""
         self.get(owner, name)
         self._forget(name)
 
@@ -153,181 +82,19 @@ class Shelf:
         self.size -= self._kept.pop(name).size
 
 
-def ask_of(body: Create, earlier: Sequence[Message] = (), salt: str = "") -> Ask:
-    """What is asked; `earlier` is the conversation of the previous response. Raises UserError."""
-    for name, why in _REFUSED.items():
-        if getattr(body, name):
-            raise UserError(why)
-    items = [{"role": "user", "content": body.input}] if isinstance(body.input, str) else body.input
-    messages = [*earlier, *messages_of(items, earlier)]
-    if not messages:
-        raise UserError("`input` is empty.")
-    if body.reasoning is not None and body.reasoning.context == "current_turn":
-        messages = _current(messages)
-    if body.instructions:
-        messages.insert(0, Message("system", body.instructions))
-    tools, choice = _tools(body)
-    effort = body.reasoning.effort if body.reasoning is not None else None
-    return Ask(
-        messages=tuple(messages), sampling=_sampling(body), votes=body.votes or 1, effort=effort, tools=tools,
-        tool_choice=choice, salt=salt + (body.cache_salt or ""),
-    )  # fmt: skip
-
-
-def _sampling(body: Create) -> Sampling:
-    given: dict[str, Any] = {
-        "max_tokens": body.max_output_tokens, "temperature": body.temperature, "top_p": body.top_p,
-        "top_k": body.top_k, "min_p": body.min_p, "seed": body.seed, "top_logprobs": body.top_logprobs,
-        "thinking_tokens": body.thinking_token_budget, "min_thinking_tokens": body.min_thinking_tokens,
-    }  # fmt: skip
-    stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
-    said = {name: value for name, value in given.items() if value is not None}
-    return Sampling(**said, stop=stop, grammar=_grammar(body.text.format))
-
-
-def _grammar(wanted: Format) -> Grammar | None:
-    if wanted.type == "text":
-        return None
-    if wanted.type == "json_object":
-        return Grammar("json")
-    if wanted.schema_ is None:
-        raise UserError("text.format of type json_schema needs a `schema`.")
-    return Grammar("json_schema", json.dumps(wanted.schema_))
-
-
-def _tools(body: Create) -> tuple[tuple[Mapping[str, Any], ...], str]:
-    """(tools as chat completions have them, tool_choice as Ask has it)."""
-    tools: dict[str, Mapping[str, Any]] = {}
-    for at, tool in enumerate(body.tools):
-        if tool.get("type") != "function":
-            raise UserError(f"tools[{at}]: there are only function tools here, no {tool.get('type')!r}.")
-        name, parameters = tool.get("name"), tool.get("parameters") or {}
-        if not isinstance(name, str) or not name or not isinstance(parameters, dict):
-            raise UserError(f"tools[{at}] needs a `name`, and `parameters` that are a JSON schema.")
-        described = {"name": name, "description": tool.get("description") or "", "parameters": parameters}
-        tools[name] = {"type": "function", "function": described}
-    choice = body.tool_choice
-    if isinstance(choice, dict):
-        if choice.get("type") == "allowed_tools":
-            allowed = [one.get("name") for one in choice.get("tools") or () if isinstance(one, dict)]
-            tools = {name: tool for name, tool in tools.items() if name in allowed}
-            choice = choice.get("mode", "auto")
-        elif choice.get("type") == "function":
-            choice = str(choice.get("name"))
-            if choice not in tools:
-                raise UserError(f"tool_choice names {choice[:80]!r}, which is not among the tools.")
-            return tuple(tools.values()), choice
-    if choice not in ("auto", "none", "required"):
-        raise UserError("tool_choice is auto, none, required, a function or allowed_tools.")
-    if choice == "required" and not tools:
-        raise UserError("tool_choice is required, but there are no tools.")
-    return tuple(tools.values()), choice
-
-
-def _current(messages: Sequence[Message]) -> list[Message]:
-    """Without the thoughts before the last question."""
-    last = max((at for at, message in enumerate(messages) if message.role == "user"), default=0)
-    return [replace(m, reasoning=None) if at < last else m for at, m in enumerate(messages)]
-
-
-def messages_of(items: Sequence[Item], earlier: Sequence[Message] = ()) -> list[Message]:
-    """Items as messages: a thought, a text and calls of one turn become one message. Raises UserError."""
-    turns = _Turns({call["id"]: call["function"]["name"] for m in earlier for call in m.tool_calls})
-    for at, item in enumerate(items):
-        where, kind = f"input[{at}]", item.get("type") or "message"
-        if not isinstance(kind, str) or kind not in _ITEMS:
-            raise UserError(f"{where}: items of type {str(kind)[:40]!r} are not known here.")
-        _ITEMS[kind](turns, item, where)
-    turns.close()
-    return turns.messages
-
-
-@dataclass
-class _Turns:
-    """Messages so far, and the assistant's turn that is being put together."""
-
-    names: dict[str, str]  # of the functions, by the calls' ids
-    messages: list[Message] = field(default_factory=list)
-    turn: Message | None = None
-
-    def message(self, item: Item, where: str) -> None:
-        role, text = item.get("role"), text_of(item.get("content"), where)
-        if role == "assistant":
-            if self.turn is not None and (self.turn.content or self.turn.tool_calls):
-                self.close()
-            self.turn = replace(self.turn or Message("assistant", ""), content=text)
-            return
-        if role not in ("user", "system", "developer"):
-            raise UserError(f"{where}: role is user, assistant, system or developer.")
-        self.close()
-        self.messages.append(Message("system" if role == "developer" else role, text))
-
-    def reasoning(self, item: Item, where: str) -> None:
-        self.close()
-        text = text_of(item.get("content") or [], f"{where}.content")
-        self.turn = Message("assistant", "", reasoning=text or None)
-
-    def call(self, item: Item, where: str) -> None:
-        name, arguments, ident = (item.get(key) for key in ("name", "arguments", "call_id"))
-        if not (isinstance(name, str) and isinstance(arguments, str) and isinstance(ident, str)):
-            raise UserError(f"{where}: a function_call has the texts `call_id`, `name` and `arguments`.")
-        call = {"id": ident, "type": "function", "function": {"name": name, "arguments": arguments}}
-        self.names[ident] = name
-        turn = self.turn or Message("assistant", "")
-        self.turn = replace(turn, tool_calls=(*turn.tool_calls, call))
-
-    def output(self, item: Item, where: str) -> None:
-        self.close()
-        ident = item.get("call_id")
-        if not isinstance(ident, str) or ident not in self.names:
-            raise UserError(f"{where}: no function_call before it has its call_id {str(ident)[:80]!r}.")
-        text = text_of(item.get("output"), f"{where}.output")
-        self.messages.append(Message("tool", text, name=self.names[ident], tool_call_id=ident))
-
-    def close(self) -> None:
-        if self.turn is not None and (self.turn.content or self.turn.tool_calls or self.turn.reasoning):
-            self.messages.append(self.turn)
-        self.turn = None
-
-
-_ITEMS: dict[str, Callable[[_Turns, Item, str], None]] = {
-    "message": _Turns.message,
-    "reasoning": _Turns.reasoning,
-    "function_call": _Turns.call,
-    "function_call_output": _Turns.output,
-}
-_PARTS = {"input_text": "text", "output_text": "text", "reasoning_text": "text", "text": "text", "refusal": "refusal"}
-
-
-def text_of(content: Any, where: str) -> str:
-    """A text, or a list of texts in parts. Raises UserError: pictures, sounds and files are not read."""
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        raise UserError(f"{where}: content is a text, or a list of parts.")
-    texts = []
-    for part in content:
-        kind = str(part.get("type")) if isinstance(part, dict) else "none"
-        text = part.get(_PARTS[kind]) if kind in _PARTS else None
-        if not isinstance(text, str):
-            raise UserError(f"{where}: this model reads text only, in parts of type input_text; not {kind[:40]!r}.")
-        texts.append(text)
-    return "\n\n".join(texts)
-
-
 class Telling:
-    """A response as it grows. `hear` events; what is to be sent then is what the three methods return, as SSE frames.
+    """A response as it grows: `hear` events. What is to be sent then is what the methods return, as SSE frames.
 
-    `spell` writes an event's log-probabilities as OpenAI does; `cost` (usage as `serve.dialogue.usage` has it) is
-    called once, at the end. Calls beyond the first are left out where parallel_tool_calls is false.
+    `spell` writes log-probabilities, where they are asked for. Calls beyond the first are left out where
+    parallel_tool_calls is false.
     """
 
     def __init__(
-        self, body: Create, model: str, spell: Callable[[Event], list[dict[str, Any]]] | None = None,
+        self, body: Create, model: str, seed: int = 0, spell: Callable[[Scored], dict[str, Any]] | None = None,
         streaming: bool = True,
     ):  # fmt: skip
         self.body, self.spell, self.streaming = body, spell, streaming
-        self.response = _response(body, model)
+        self.response = _response(body, model, seed)
         self.sent = 0
         self._frames: list[bytes] = []
         self._texts: list[str] = []
@@ -341,15 +108,15 @@ class Telling:
 
     def hear(self, event: Event) -> list[bytes]:
         if event.reasoning:
-            self._grow("reasoning", event.reasoning, event)
+            self._grow("reasoning", event.reasoning, [])
         if event.text:
-            self._grow("message", event.text, event)
+            self._grow("message", event.text, self._scores(event))
         if event.tool is not None and (self._calls == 0 or self.body.parallel_tool_calls is not False):
             self._call(event)
         return self._flush()
 
     def end(self, finish: str, usage: dict[str, Any]) -> list[bytes]:
-        """`usage` as the response has it (`usage_of`)."""
+        """`usage` as the response has it."""
         cut = finish == "length"
         self._close("incomplete" if cut else "completed")
         self.response |= {"status": "incomplete" if cut else "completed", "usage": usage}
@@ -361,7 +128,9 @@ class Telling:
         return self._flush()
 
     def fail(self, why: str) -> list[bytes]:
-        """The answer broke off behind its first frame."""
+        """The answer broke off behind the head of the stream."""
+        if not self.sent:
+            self._frames = self.begin()
         self._close("incomplete")
         self.response |= {"status": "failed", "error": {"code": "server_error", "message": why}}
         self._say("response.failed", response=self.response)
@@ -373,7 +142,7 @@ class Telling:
 
     def _say(self, kind: str, **fields: Any) -> None:
         if self.streaming:
-            data = json.dumps({"type": kind, "sequence_number": self.sent, **fields}, ensure_ascii=False)
+            data = dumps({"type": kind, "sequence_number": self.sent, **fields})
             self._frames.append(f"event: {kind}\ndata: {data}\n\n".encode())
         self.sent += 1
 
@@ -395,15 +164,17 @@ class Telling:
         self.response["output"].append(item)
         self._say("response.output_item.added", output_index=len(self.response["output"]) - 1, item=item)
 
-    def _grow(self, kind: str, piece: str, event: Event) -> None:
+    def _scores(self, event: Event) -> list[dict[str, Any]]:
+        return [] if self.spell is None else [self.spell(one) for one in event.logprobs if not one.thought]
+
+    def _grow(self, kind: str, piece: str, logprobs: list[dict[str, Any]]) -> None:
         item = self._item
         if item is None or item["type"] != kind:
             self._close("completed")
-            item = {"id": _name("rs" if kind == "reasoning" else "msg"), "type": kind, "status": "in_progress"}
+            item = {"id": a_name("rs_" if kind == "reasoning" else "msg_"), "type": kind, "status": "in_progress"}
             item |= {"summary": [], "content": []} if kind == "reasoning" else {"role": "assistant", "content": []}
             self._open(item)
             self._say("response.content_part.added", **self._at(item), part=_part(kind, "", []))
-        logprobs = self.spell(event) if self.spell is not None and kind == "message" else []
         self._texts.append(piece)
         self._logprobs += logprobs
         if kind == "reasoning":
@@ -415,7 +186,7 @@ class Telling:
         assert event.tool is not None
         self._close("completed")
         self._calls += 1
-        item = {"id": _name("fc"), "type": "function_call", "status": "in_progress", "call_id": event.tool.id}
+        item = {"id": a_name("fc_"), "type": "function_call", "status": "in_progress", "call_id": event.tool.id}
         item |= {"name": event.tool.name, "arguments": ""}
         self._open(item)
         arguments, where = event.tool.arguments, self._at(item, part=False)
@@ -441,21 +212,17 @@ class Telling:
         self._say("response.output_item.done", output_index=len(self.response["output"]) - 1, item=item)
 
 
-def _name(kind: str) -> str:
-    return f"{kind}_{secrets.token_hex(16)}"
-
-
 def _part(kind: str, text: str, logprobs: list[dict[str, Any]]) -> dict[str, Any]:
     if kind == "reasoning":
         return {"type": "reasoning_text", "text": text}
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}
 
 
-def _response(body: Create, model: str) -> dict[str, Any]:
+def _response(body: Create, model: str, seed: int) -> dict[str, Any]:
     """As it is before anything was said: OpenAI repeats the request in it."""
     reasoning = body.reasoning or Reasoning()
     return {
-        "id": _name("resp"),
+        "id": a_name("resp_"),
         "object": "response",
         "created_at": int(time.time()),
         "completed_at": None,
@@ -471,6 +238,7 @@ def _response(body: Create, model: str) -> dict[str, Any]:
         "parallel_tool_calls": body.parallel_tool_calls is not False,
         "previous_response_id": body.previous_response_id,
         "reasoning": {"effort": reasoning.effort, "summary": None, "context": reasoning.context},
+        "seed": seed,
         "service_tier": "default",
         "store": body.store is not False,
         "temperature": body.temperature,
@@ -485,4 +253,130 @@ def _response(body: Create, model: str) -> dict[str, Any]:
     }
 
 
-__all__ = ["Create", "Shelf", "Stored", "Telling", "ask_of", "messages_of", "text_of"]
+class Answer:
+    """One answer, told at once or as it comes, and kept where it is to be."""
+
+    def __init__(self, body: Create, ask: Ask, visit: Visit, shelf: Shelf):
+        self.ask, self.visit, self.shelf = ask, visit, shelf
+        spell = _speller(visit.dialogue, ask.sampling.top_logprobs) if ask.logprobs else None
+        self.telling = Telling(body, visit.dialogue.name, ask.sampling.seed, spell, bool(body.stream))
+
+    async def frames(self) -> AsyncGenerator[bytes]:
+        frames, finish = self.telling.begin(), "cancelled"
+        async with aclosing(self.visit.answer(self.ask)) as events:
+            async for event in events:
+                finish = event.finish or finish
+                frames += self.telling.hear(event)
+                if frames:
+                    yield b"".join(frames)
+                frames = []
+        frames = self.telling.end(finish, usage_of(self.visit))
+        if self.telling.body.store is not False:
+            spoken = self.ask.messages[1:] if self.telling.body.instructions else self.ask.messages
+            self.shelf.put(owner(self.visit), self.telling.response, (*spoken, *self.telling.messages()))
+        yield b"".join(frames)
+
+    async def whole(self) -> dict[str, Any]:
+        async for _ in self.frames():
+            pass
+        return self.telling.response
+
+    def failed(self, error: Exception) -> bytes:
+        known = of(error)
+        if known.status == 500:
+            log.error("%s failed", self.visit.id, exc_info=error)
+        return b"".join(self.telling.fail(known.message))
+
+
+def _speller(dialogue: Dialogue, alternatives: int) -> Callable[[Scored], dict[str, Any]]:
+    spelling = Spelling(dialogue.chat.tokenizer)
+
+    def spelt(token: int, logprob: float) -> dict[str, Any]:
+        said = spelling.scored(token, logprob)
+        return said | {"bytes": said["bytes"] or []}
+
+    def spell(one: Scored) -> dict[str, Any]:
+        others = [spelt(token, logprob) for token, logprob in one.alternatives[:alternatives]]
+        return spelt(one.token, one.logprob) | {"top_logprobs": others}
+
+    return spell
+
+
+def usage_of(visit: Visit) -> dict[str, Any]:
+    """Of an answer that has ended."""
+    spent = visit.spent
+    told: dict[str, Any] = {
+        "input_tokens": spent.prompt_tokens,
+        "input_tokens_details": {"cached_tokens": spent.cached_tokens, "cache_write_tokens": 0},
+        "output_tokens": spent.completion_tokens,
+        "output_tokens_details": {"reasoning_tokens": spent.reasoning_tokens},
+        "total_tokens": spent.prompt_tokens + spent.completion_tokens,
+    }
+    return told if visit.usd is None else told | {"cost_usd": visit.usd}
+
+
+def owner(visit: Visit) -> str:
+    """Whose responses are whose: a key's name, and what tells it from another that had the name before."""
+    return f"{visit.who.name}\n{visit.who.salt}"
+
+
+def fitted(dialogue: Dialogue, ask: Ask) -> Ask:
+    """With the oldest turns left out, as few as make room for the answer (truncation auto). Raises UserError."""
+    room = min(ask.sampling.max_tokens, dialogue.max_length // 4)
+    first = next((at for at, message in enumerate(ask.messages) if message.role != "system"), 0)
+    begins = [at for at, message in enumerate(ask.messages) if message.role == "user" and at > first]
+    cuts, low = [first, *begins], 0
+    high = len(cuts) - 1
+
+    def cut(at: int) -> Ask:
+        return replace(ask, messages=(*ask.messages[:first], *ask.messages[cuts[at] :]))
+
+    while low < high:
+        middle = (low + high) // 2
+        if len(dialogue.encode(cut(middle))) + room <= dialogue.max_length:
+            high = middle
+        else:
+            low = middle + 1
+    return cut(low)
+
+
+def routes(dialogue: Dialogue) -> APIRouter:
+    router, shelf = APIRouter(), Shelf()
+
+    def asked(body: Create, visit: Visit) -> Ask:
+        if body.model and body.model != dialogue.name:
+            why = f"There is no model {body.model[:80]!r} here; this server has {dialogue.name!r}."
+            raise ApiError(404, why, "model", "model_not_found")
+        if body.previous_response_id is None:
+            return ask_of(body)
+        return ask_of(body, shelf.get(owner(visit), body.previous_response_id).messages)
+
+    @router.post("/v1/responses")
+    async def create(body: Create, request: Request) -> Response:
+        visit = visit_of(request.scope)
+        ask = asked(body, visit)
+        if body.truncation == "auto":
+            ask = await asyncio.to_thread(fitted, dialogue, ask)
+        answer = Answer(body, ask, visit, shelf)
+        if body.stream:
+            return await streamed(request, answer.frames(), answer.failed, stall=visit.stall)
+        return reply(await unless_gone(request, answer.whole()))
+
+    @router.post("/v1/responses/input_tokens")
+    async def count(body: Create, request: Request) -> dict[str, Any]:
+        tokens = await asyncio.to_thread(dialogue.encode, asked(body, visit_of(request.scope)))
+        return {"object": "response.input_tokens", "input_tokens": len(tokens)}
+
+    @router.get("/v1/responses/{name}")
+    async def retrieve(name: str, request: Request) -> Response:
+        return reply(shelf.get(owner(visit_of(request.scope)), name).response)
+
+    @router.delete("/v1/responses/{name}")
+    async def delete(name: str, request: Request) -> dict[str, Any]:
+        shelf.delete(owner(visit_of(request.scope)), name)
+        return {"id": name, "object": "response", "deleted": True}
+
+    return router
+
+
+__all__ = ["Answer", "Shelf", "Stored", "Telling", "fitted", "routes"]
