@@ -8,7 +8,8 @@ import pytest
 import torch
 from small import GQA, MLA, SHAPES, YARN, model_of, tokens_of
 
-from mull.engine.cache import Cache, SlotWindow
+from mull.engine.cache import Group, Pool, Rows, Window
+from mull.engine.pages import PAGE
 from mull.model.config import ModelConfig
 from mull.model.layers import (
     RMSNorm,
@@ -25,12 +26,15 @@ from mull.ops.norm import rms_norm
 
 def by_cache(model: Transformer, ids: list[int], pieces: list[int]) -> torch.Tensor:
     """Hidden states of `ids` fed in pieces through a cache."""
-    cache = Cache(model.cfg, model.device, torch.float32)
-    cache.reserve(1, len(ids))
+    pool = Pool(model.cfg, model.device, torch.float32)
+    pool.reserve(9)
+    pages = torch.tensor([5, 2, 8, 1])
     states, begin = [], 0
     for size in pieces:
         at = torch.arange(begin, begin + size)
-        window = SlotWindow(cache, 0, at[None], cache.length)
+        group = Group(slice(0, size), at[None], len(pages) * PAGE, pool.pieces(pages[None]))
+        places = pages[at // PAGE] * PAGE + at % PAGE
+        window = Window(pool, Rows(pool), [group], places, places[:0])
         with torch.inference_mode():
             states.append(model.extend(torch.tensor(ids[begin : begin + size]), at, window))
         begin += size

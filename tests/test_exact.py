@@ -56,7 +56,7 @@ def requests(cfg: ModelConfig, n: int, seed: int = 0) -> list[Request]:
 
 def answers(cfg: ModelConfig, asked: Sequence[Request], rows: int, exact: bool = True) -> list[Completion]:
     engine = LocalEngine(model_of(cfg, seed=2, std=0.1).exactly(exact), chat(), max_rows=rows, routes=True)
-    return [replace(answer, seconds=0.0) for answer in engine.generate(asked)]
+    return [replace(answer, seconds=0.0, first_seconds=0.0, cached_tokens=0) for answer in engine.generate(asked)]
 
 
 @pytest.mark.parametrize("heads", HEADS, ids=str)

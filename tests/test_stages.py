@@ -14,6 +14,8 @@ import torch
 from small import chat, in_memory, model_of  # noqa: F401 - the fixture
 
 from mull.data.sources import Draw
+from mull.engine.answer import Answer
+from mull.engine.core import Core
 from mull.engine.engine import LocalEngine
 from mull.engine.tokenlog import EVERY
 from mull.model.config import ModelConfig
@@ -124,18 +126,17 @@ class Drawing:
     """Counts what every engine draws; kills after so many steps, if told."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch):
-        self.tokens, self.left, step = 0, 1_000_000, LocalEngine._step
+        self.tokens, self.left, step = 0, 1_000_000, Core.step
 
-        def counted(*words):
+        def counted(core: Core) -> list[Answer]:
             if not self.left:
                 raise KilledError
             self.left -= 1
-            made = step(*words)
-            assert made is not None
-            self.tokens += len(made[0])
-            return made
+            heard = step(core)
+            self.tokens += len(heard)
+            return heard
 
-        monkeypatch.setattr(LocalEngine, "_step", counted)
+        monkeypatch.setattr(Core, "step", counted)
 
     def fresh(self, left: int = 1_000_000) -> None:
         self.tokens, self.left = 0, left

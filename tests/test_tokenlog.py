@@ -12,6 +12,8 @@ import pytest
 import torch
 from small import SHAPES, chat, in_memory, model_of, tokens_of  # noqa: F401 - the fixture
 
+from mull.engine.answer import Answer
+from mull.engine.core import Core
 from mull.engine.engine import LocalEngine
 from mull.engine.tokenlog import EVERY, Drawn, TokenLog, identity
 from mull.types import Completion, Request, Sampling
@@ -36,38 +38,44 @@ def requests(count: int = 12) -> list[Request]:
 
 def interrupted(engine: LocalEngine, log: TokenLog, steps: int) -> None:
     """Let it draw so many steps, and no more."""
-    step, left = engine._step, [steps]
+    left = [steps]
 
-    def limited(*words):
+    def limited(core: Core) -> list[Answer]:
         if not left[0]:
             raise KilledError
         left[0] -= 1
-        return step(*words)
+        return step(core)
 
-    engine._step = limited  # type: ignore[method-assign]
-    with pytest.raises(KilledError):
-        engine.generate(requests(), log=log)
-    engine._step = step  # type: ignore[method-assign]
+    step = Core.step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Core, "step", limited)
+        with pytest.raises(KilledError):
+            engine.generate(requests(), log=log)
 
 
 def bits(answers: Sequence[Completion]) -> list[tuple]:
     return [(a.tokens, a.logprobs, a.routes, a.finish, a.text, a.prompt_tokens) for a in answers]
 
 
-def counted(engine: LocalEngine) -> list[int]:
-    """How many tokens each later step draws."""
-    drawn, note = [], engine._note
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many tokens each step draws."""
+    told: list[int] = []
+    step = Core.step
 
-    def noted(token_B, *rest):
-        drawn.append(len(token_B))
-        return note(token_B, *rest)
+    def counted(core: Core) -> list[Answer]:
+        heard = step(core)
+        told.append(len(heard))
+        return heard
 
-    engine._note = noted  # type: ignore[method-assign]
-    return drawn
+    monkeypatch.setattr(Core, "step", counted)
+    return told
 
 
 @pytest.mark.parametrize("shape", ["moe", "qwen2", "gqa moe"])
-def test_interrupted_answers_go_on_to_the_same_bits_and_nothing_is_drawn_twice(shape: str, tmp_path: Path) -> None:
+def test_interrupted_answers_go_on_to_the_same_bits_and_nothing_is_drawn_twice(
+    shape: str, tmp_path: Path, drawn: list[int]
+) -> None:
     whole = engine_of(shape).generate(requests())
     total = sum(len(a.tokens) for a in whole)
     assert shape == "qwen2" or all(len(a.routes) == len(a.tokens) for a in whole)
@@ -76,15 +84,14 @@ def test_interrupted_answers_go_on_to_the_same_bits_and_nothing_is_drawn_twice(s
         interrupted(engine_of(shape), log, steps)
     engine = engine_of(shape)
     known = sum(len(one.tokens) for one in log.begin(identity(engine.model.state_dict(), requests())).values())
-    drawn = counted(engine)
+    drawn.clear()
     told: list[int] = []
     assert bits(engine.generate(requests(), lambda index, _: told.append(index), log)) == bits(whole)
     assert sorted(told) == list(range(12))
     assert sum(drawn) == total - known
     assert known > 50
-    again = engine_of(shape)
-    drawn = counted(again)
-    assert bits(again.generate(requests(), log=log)) == bits(whole)
+    drawn.clear()
+    assert bits(engine_of(shape).generate(requests(), log=log)) == bits(whole)
     assert drawn == []
 
 
@@ -197,15 +204,14 @@ def test_what_is_no_log_is_passed_over(noise: bytes, written: tuple[Path, dict])
     assert TokenLog(path).begin("these") == {}
 
 
-def test_answers_of_other_weights_or_other_requests_are_passed_over(tmp_path: Path) -> None:
+def test_answers_of_other_weights_or_other_requests_are_passed_over(tmp_path: Path, drawn: list[int]) -> None:
     log = TokenLog(tmp_path / "log")
     engine_of(seed=9).generate(requests(), log=log)
     engine_of().generate(requests(6), log=log)
-    engine = engine_of()
-    drawn = counted(engine)
-    answers = engine.generate(requests(), log=log)
-    assert bits(answers) == bits(engine_of().generate(requests()))
+    drawn.clear()
+    answers = engine_of().generate(requests(), log=log)
     assert sum(drawn) == sum(len(a.tokens) for a in answers)
+    assert bits(answers) == bits(engine_of().generate(requests()))
     weights = [one.model.state_dict() for one in (engine_of(), engine_of(seed=9))]
     assert len({identity(state, requests(n)) for state in weights for n in (4, 5, 12)}) == 6
 

@@ -1,50 +1,193 @@
 """The engine at work for many at once: requests come and go while it steps. One thread; no clocks but for the bill.
 
-    core.add("a", request)            raises UserError for a request that cannot be served
-    for name, delta in core.step():   whoever got something; a request's last Delta carries its Completion
-    core.cancel("a")                  its rows and pages are free again before the next step
+    core.add("a", request)         raises UserError for a request that cannot be served
+    for answer in core.step():     whoever got a token; `finish` or `error` is set where it was the last
+    core.cancel("a")               its row and pages are free again before the next step
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Sequence
+from functools import partial
+from typing import TypeVar
 
-from mull.engine.engine import LocalEngine
-from mull.types import Completion, Delta, Request
+import torch
+
+from mull.engine.answer import Answer
+from mull.engine.decoder import Decoder, Said
+from mull.engine.pages import PAGE, Pages
+from mull.engine.sampler import draw
+from mull.engine.scheduler import Part, Scheduler
+from mull.engine.tokenlog import Drawn
+from mull.model.transformer import Transformer
+from mull.text.chat import Chat
+from mull.types import Request, UserError
+
+T = TypeVar("T")
+FEW, MANY = 64, 1 << 24  # pages: so many to begin with, and as many as memory holds
+
+
+def nobody(_: str) -> None:
+    """Hears it."""
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether a device or the machine had no more to give; torch has no exception of its own for CPUs."""
+    said = str(error).lower()
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
+        sign in said for sign in ("not enough memory", "defaultcpuallocator", "cannot allocate memory", "bad_alloc")
+    )
+
+
+def afforded(work: Callable[[], T]) -> T | None:
+    """What `work` returns, or None where memory does not suffice for it."""
+    try:
+        return work()
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        return None
 
 
 class Core:
-    """STOPGAP while the paged engine is made: each request has a batch of its own."""
+    """At most `rows` answers at a time. The cache has `pages` pages, or as many as are needed.
 
-    def __init__(self, engine: LocalEngine):
-        self.engine = engine
-        self.streams: dict[str, tuple[Iterator[Delta], Request]] = {}
+    Where memory does not suffice for a step, rows are halved, and all begin again behind what they have.
+    """
+
+    def __init__(
+        self, model: Transformer, chat: Chat, rows: int, pages: int | None = None, chunk: int = 256,
+        prefill: int = 1024, fp32: bool = False, routes: bool = False, say: Callable[[str], None] = nobody,
+    ):  # fmt: skip
+        self.model, self.chat, self.say = model, chat, say
+        self._pages = partial(Pages, pages or FEW, pages or MANY)
+        self._decoder = partial(Decoder, model, fp32=fp32, routes=routes)
+        self.scheduler = Scheduler(rows, self._pages(), chunk, prefill)
+        self.decoder: Decoder | None = None
+        self.answers: dict[Hashable, Answer] = {}
+        self.counts = dict.fromkeys(("steps", "prompt_tokens", "cached_tokens", "generated_tokens"), 0)
 
     @property
     def busy(self) -> bool:
-        return bool(self.streams)
+        return self.scheduler.busy
 
-    def add(self, name: str, request: Request, salt: str = "") -> None:
-        self.engine._check(request.tokens, room=1)
-        self.streams[name] = (self.engine.stream(request), request)
+    def check(self, request: Request) -> int:
+        """How many tokens an answer can have. Raises UserError where that is none, and where the prompt is none."""
+        prompt, limit = request.tokens, self.model.cfg.max_length
+        if not prompt:
+            raise UserError("The prompt is empty.")
+        if len(prompt) >= limit:
+            raise UserError(f"The prompt has {len(prompt)} tokens; this model holds {limit}, the answer included.")
+        if max(prompt) >= self.model.cfg.vocab or min(prompt) < 0:
+            raise UserError(f"The prompt has token ids outside this model's vocabulary of {self.model.cfg.vocab}.")
+        room = (self.scheduler.pages.limit - 1) * PAGE
+        if len(prompt) >= room:
+            raise UserError(f"The prompt has {len(prompt)} tokens; the cache holds {room}, the answer included.")
+        return min(request.sampling.max_tokens, limit - len(prompt), room - len(prompt))
 
-    def cancel(self, name: str) -> None:
-        self.streams.pop(name, None)
+    def add(
+        self, name: Hashable, request: Request, salt: str = "", drawn: Drawn | None = None, listen: bool = False
+    ) -> Answer:
+        """Queue a request, behind what is `drawn` of it already; that may be all, and its `finish` is set then."""
+        assert name not in self.answers
+        answer = Answer(name, request, self.chat, self.check(request), salt, listen)
+        if drawn is not None:
+            answer.take_up(drawn.tokens, drawn.logprobs, drawn.routes)
+        if answer.finish is None:
+            self.answers[name] = answer
+            self.scheduler.add(answer.job)
+        return answer
 
-    def step(self) -> list[tuple[str, Delta]]:
-        told = []
-        for name, (stream, request) in list(self.streams.items()):
-            delta = next(stream, None)
-            if delta is None:
-                delta = Delta(completion=Completion((), (), "cancelled", prompt_tokens=len(request.tokens)))
-            told.append((name, delta))
-            if delta.completion is not None:
-                del self.streams[name]
-        return told
+    def cancel(self, name: Hashable) -> Answer | None:
+        """What it has so far, ended; None where there is no such request (any more)."""
+        answer = self.answers.pop(name, None)
+        if answer is not None:
+            self.scheduler.leave(answer.job)
+            answer.end("cancelled")
+        return answer
+
+    def step(self) -> list[Answer]:
+        """One pass of the model. Those who got a token, or an error."""
+        parts = self.scheduler.plan()
+        if not parts:
+            return []
+        said = afforded(partial(self._decode, parts))
+        if said is None:
+            return self._halve()
+        self.counts["steps"] += 1
+        heard = self._draw([part for part in parts if part.draws], said)
+        self.scheduler.computed(parts)
+        for answer in heard:
+            if answer.finish or answer.error:
+                self._leave(answer)
+        return heard
+
+    def _decode(self, parts: Sequence[Part]) -> Said:
+        if self.decoder is None:
+            self.decoder = self._decoder(self.scheduler.pages, self.scheduler.rows)
+        return self.decoder.step(parts)
+
+    def _draw(self, parts: Sequence[Part], said: Said) -> list[Answer]:
+        if not parts:
+            return []
+        answers = [self._of(part) for part in parts]
+        sizes = [part.begin + part.count - len(part.job.tokens) + 1 for part in parts]
+        wanted = [one for answer, size in zip(answers, sizes, strict=True) for one in answer.draws(size)]
+        drawn = draw(said.logits_BV, wanted)
+        at = 0
+        for part, answer, size in zip(parts, answers, sizes, strict=True):
+            draft = part.job.draft
+            for row in range(at, at + size):
+                if row in drawn.failed:
+                    answer.error = drawn.failed[row]
+                    break
+                route = said.routes[row] if said.routes else None
+                answer.hear(drawn.tokens[row], drawn.logprobs[row], drawn.alternatives[row], route)
+                self.counts["generated_tokens"] += 1
+                guess = draft[row - at] if row - at < len(draft) else None
+                if answer.finish or guess != drawn.tokens[row]:
+                    break
+            at += size
+        return answers
+
+    def _of(self, part: Part) -> Answer:
+        answer = part.job.name
+        assert isinstance(answer, Answer)
+        return answer
+
+    def _leave(self, answer: Answer) -> None:
+        self.scheduler.leave(answer.job)
+        del self.answers[answer.name]
+        self.counts["prompt_tokens"] += len(answer.request.tokens)
+        self.counts["cached_tokens"] += answer.job.found or 0
+
+    def _halve(self) -> list[Answer]:
+        """Half as many rows from now on, over an empty cache. An answer that does not fit alone gets an error."""
+        running = self.scheduler.running
+        rows, longest = len(running), max(len(job.tokens) for job in running)
+        failed: list[Answer] = []
+        if rows == 1:
+            answer = running[0].name
+            assert isinstance(answer, Answer)
+            answer.error = f"Memory does not suffice for one answer of more than {longest} tokens, prompt included."
+            failed = [answer]
+            self._leave(answer)
+        else:
+            self.scheduler.rows = rows // 2
+            self.say(f"Memory does not suffice for {rows} answers at a time; going on with {rows // 2}.")
+        self.scheduler.restart(self._pages())
+        self.decoder = None
+        return failed
 
     def stats(self) -> dict[str, float]:
-        """Gauges and counters for /metrics; names as Prometheus has them."""
-        return {"running": len(self.streams), "waiting": 0}
+        """Gauges and counters for /metrics."""
+        pages = self.scheduler.pages
+        return {
+            "running": len(self.scheduler.running), "waiting": len(self.scheduler.waiting),
+            "pages_total": pages.limit - 1, "pages_used": pages.used, "pages_cached": pages.idle,
+            "preemptions_total": self.scheduler.preemptions,
+            **{f"{name}_total": count for name, count in self.counts.items()},
+        }  # fmt: skip
 
 
-__all__ = ["Core"]
+__all__ = ["Core", "afforded", "nobody", "out_of_memory"]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
+from mull.engine.pages import PAGE
 from mull.engine.tokenlog import TokenLog
 from mull.model.config import ModelConfig
 from mull.model.flops import decoding_flops
@@ -53,14 +54,11 @@ def rollouts(
 
 
 def spent(cfg: ModelConfig, answers: Sequence[Rollout]) -> tuple[int, int]:
-    """(tokens, FLOPs) of answers that stand as `rollouts` returned them: a prompt is computed once for its neighbours.
-
-    Where a problem's answers did not all find a free row at once, the engine computed it again: that is not counted.
-    """
+    """(tokens, FLOPs) of answers that stand as `rollouts` returned them: neighbours share their prompt's full pages."""
     tokens = sum(len(r.completion.tokens) for r in answers)
     flops = sum(decoding_flops(cfg, len(r.prompt), len(r.completion.tokens)) for r in answers)
-    again = [b.prompt for a, b in pairwise(answers) if a.prompt == b.prompt]
-    return tokens, flops - sum(decoding_flops(cfg, len(prompt), 0) for prompt in again)
+    shared = [(len(b.prompt) - 1) // PAGE * PAGE for a, b in pairwise(answers) if a.prompt == b.prompt]
+    return tokens, flops - sum(decoding_flops(cfg, length, 0) for length in shared if length)
 
 
 def grade(problem: Problem, completion: Completion) -> tuple[float, Outcome]:

@@ -30,7 +30,7 @@ def main(argument: str) -> None:
         out.flush()
         return
     inbox: queue.Queue[dict[str, Any] | None] = queue.Queue()
-    threading.Thread(target=_read, args=(sys.stdin.buffer, inbox), daemon=True).start()
+    threading.Thread(target=_read, args=(os.fdopen(os.dup(0), "rb"), inbox), daemon=True).start()
     out.write(wire.dumps({"ready": {"pid": os.getpid()}}))
     out.flush()
     _serve(core, inbox, out)
@@ -39,7 +39,6 @@ def main(argument: str) -> None:
 def _load(options: dict[str, Any]) -> Any:
     from mull import dist
     from mull.engine.core import Core
-    from mull.engine.engine import LocalEngine
     from mull.model.weights import load_model
     from mull.text.chat import Chat
 
@@ -47,7 +46,7 @@ def _load(options: dict[str, Any]) -> Any:
     folder = Path(options["model"])
     model = load_model(folder, dist.device(options.get("device", "auto")), mtp=False)
     model.exactly(bool(options.get("exact")))
-    return Core(LocalEngine(model, Chat.load(folder)))
+    return Core(model, Chat.load(folder), rows=options.get("rows", 16), pages=options.get("pages"))
 
 
 def _read(source: BinaryIO, inbox: queue.Queue[dict[str, Any] | None]) -> None:
@@ -63,7 +62,12 @@ def _serve(core: Any, inbox: queue.Queue[dict[str, Any] | None], out: BinaryIO) 
             if message is None or "quit" in message:
                 return
             _take(core, message, out)
-        told = [[name, wire.delta_to(delta)] for name, delta in core.step()]
+        told = []
+        for answer in core.step():
+            if answer.error is not None:
+                out.write(wire.dumps({"refused": answer.name, "why": answer.error}))
+            elif (delta := answer.delta()) is not None:
+                told.append([answer.name, wire.delta_to(delta)])
         out.write(wire.dumps({"step": told, "stats": core.stats()}))
         out.flush()
 
@@ -74,7 +78,7 @@ def _take(core: Any, message: dict[str, Any], out: BinaryIO) -> None:
         return
     name = message["add"]
     try:
-        core.add(name, wire.request_from(message["request"]), message.get("salt", ""))
+        core.add(name, wire.request_from(message["request"]), message.get("salt", ""), listen=True)
     except UserError as error:
         out.write(wire.dumps({"refused": name, "why": str(error)}))
         out.flush()

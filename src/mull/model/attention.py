@@ -6,7 +6,7 @@ documents. *Absorbed*: fold the expansion into the query and the output, and att
 a decoding step reads kv_rank + rope_dim numbers per cached token. Training uses the first, the engine the second;
 `tests/test_attention.py` holds their difference. In exact mode both use the second, over the kernels of ops/exact.py.
 
-T new tokens  B cached rows  t new tokens per row (T = B t)  S cached positions  D width  H heads  h key heads
+T new tokens  D width  H heads  h key heads
 N non-rotary width  R rotary width  V value width  C kv_rank
 """
 
@@ -16,29 +16,25 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mull.model.config import ModelConfig
 from mull.model.layers import Linear, RMSNorm, rotate, softmax_scale
-from mull.ops.attention import Documents, attend, attend_window
-from mull.ops.exact import attend_window_exact
+from mull.ops.attention import Documents, attend
 
 
 class Window(Protocol):
-    """A cache as one forward pass sees it: B rows of the same number of new tokens (engine/cache.py).
+    """A cache as one forward pass sees it: whose tokens they are, and what stands before them (engine/cache.py).
 
-    The pass may have more rows than B behind them, which are not cached and whose results nobody reads.
+    The pass may have more tokens behind those, which are not cached and whose results nobody reads.
     """
 
-    rows: int  # all rows of the pass
-
-    def unseen(self, reach: int) -> Tensor:
-        """[B, 1, t, S] bool: which cached positions each new token may not see; with `reach` none so far back."""
-        ...
-
-    def extend(self, layer: int, *new: Tensor) -> tuple[Tensor, ...]:
-        """Store entries [B, t, h, X] of the new tokens; return all of each row, [B, h, S, X]."""
+    def attend(
+        self, layer: int, q_THK: Tensor, new: tuple[Tensor, ...], scale: float, exact: bool, reach: int = 0,
+        values: int | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Store the new tokens' entries, each [T, h, X]: keys and values, or one whose first `values` numbers are the
+        values. Then each token attends to its sequence up to itself, with `reach` no further back: [T, H, V]."""
         ...
 
 
@@ -56,13 +52,6 @@ class Where:
         """Packed documents attend to themselves: [T, H, V]."""
         assert self.documents is not None
         return attend(q_THK, k_ThK, v_ThV, self.documents, scale, self.exact, reach)
-
-    def attend_window(self, q: Tensor, k: Tensor, v: Tensor, scale: float, reach: int = 0) -> Tensor:
-        """New tokens [rows, H, t, K] attend to cached ones [B, h, S, .]: [rows, H, t, V], zeros behind the first B."""
-        assert self.window is not None
-        attend_ = attend_window_exact if self.exact else attend_window
-        out = attend_(q[: len(k)], k, v, self.window.unseen(reach), scale)
-        return out if len(k) == len(q) else F.pad(out, (0, 0, 0, 0, 0, 0, 0, len(q) - len(k)))
 
 
 class GQA(nn.Module):
@@ -97,12 +86,10 @@ class GQA(nn.Module):
         v_ThV = v_TX.unflatten(1, (cfg.kv_heads, -1))
         reach = cfg.window_of(layer)
         if where.window is None:
-            return self.o(where.attend(q_THK, k_ThK, v_ThV, self.scale, reach).flatten(1))
-        rows = where.window.rows
-        q, k, v = (x.unflatten(0, (rows, -1)) for x in (q_THK, k_ThK, v_ThV))
-        k, v = where.window.extend(layer, k, v)
-        out = where.attend_window(q.transpose(1, 2), k, v, self.scale, reach)
-        return self.o(out.transpose(1, 2).flatten(2).flatten(0, 1))
+            out_THV = where.attend(q_THK, k_ThK, v_ThV, self.scale, reach)
+        else:
+            out_THV = where.window.attend(layer, q_THK, (k_ThK, v_ThV), self.scale, where.exact, reach)
+        return self.o(out_THV.flatten(1))
 
 
 class MLA(nn.Module):
@@ -150,15 +137,12 @@ class MLA(nn.Module):
         q_HTC = torch.bmm(q_THN.transpose(0, 1), wk_HNC)
         q_HTX = torch.cat((q_HTC, q_THR.transpose(0, 1)), dim=-1)
         key_T1X = entry_TX[:, None]  # one "key head" that all query heads share
+        q_THX = q_HTX.transpose(0, 1)
         if window is None:
-            mixed_THC = where.attend(q_HTX.transpose(0, 1), key_T1X, key_T1X[..., : cfg.kv_rank], self.scale)
-            mixed_HTC = mixed_THC.transpose(0, 1)
+            mixed_THC = where.attend(q_THX, key_T1X, key_T1X[..., : cfg.kv_rank], self.scale)
         else:
-            q = q_HTX.unflatten(1, (window.rows, -1)).transpose(0, 1)
-            (cached,) = window.extend(layer, key_T1X.unflatten(0, (window.rows, -1)))
-            mixed_BHtC = where.attend_window(q, cached, cached[..., : cfg.kv_rank], self.scale)
-            mixed_HTC = mixed_BHtC.transpose(0, 1).flatten(1, 2)
-        out_HTV = torch.bmm(mixed_HTC, wv_HVC.transpose(1, 2))
+            mixed_THC = window.attend(layer, q_THX, (key_T1X,), self.scale, where.exact, values=cfg.kv_rank)
+        out_HTV = torch.bmm(mixed_THC.transpose(0, 1), wv_HVC.transpose(1, 2))
         return self.o(out_HTV.transpose(0, 1).flatten(1))
 
 

@@ -1,0 +1,159 @@
+"""One request on its way through the engine: what it has so far, what may come next, and when it ends."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+
+from mull.engine.logits import Tally, penalised
+from mull.engine.sampler import Draw, stream_of, uniform
+from mull.engine.scheduler import Job
+from mull.text.chat import Chat
+from mull.text.stops import StopTexts
+from mull.text.thoughts import Listener, Verbatim
+from mull.types import Completion, Delta, Finish, Request
+
+Alternatives = tuple[tuple[int, float], ...]
+
+
+@dataclass
+class _News:
+    """What came since it was last told."""
+
+    reasoning: list[str] = field(default_factory=list)
+    text: list[str] = field(default_factory=list)
+    at: int = 0  # tokens told of
+
+
+class Answer:
+    """`limit` tokens at most. With `listen` its text is put together as it comes, for whoever streams.
+
+    Stop texts are looked for in the answer, not in the thought: a thought may hold anything.
+    """
+
+    def __init__(self, name: Hashable, request: Request, chat: Chat, limit: int, salt: str = "", listen: bool = False):
+        self.name, self.request, self.chat, self.limit = name, request, chat, limit
+        sampling = request.sampling
+        self.stream = stream_of(sampling.seed, request.key)
+        self.job = Job(self, [*request.tokens], salt)
+        self.tokens: list[int] = []
+        self.logprobs: list[float] = []
+        self.routes: list[int] = []
+        self.alternatives: list[Alternatives] = []
+        self.finish: Finish | None = None
+        self.stopped_by: str | int | None = None
+        self.error: str | None = None
+        self.seconds = self.first_seconds = 0.0
+        self.began = time.perf_counter()
+        own = () if sampling.ignore_end else chat.tokenizer.stop_ids
+        self.stops = frozenset((*own, *sampling.stop_tokens))
+        self.listener: Listener | Verbatim | None = None
+        if sampling.verbatim:
+            self.listener = chat.verbatim()
+        elif listen or sampling.stop:
+            self.listener = chat.listener(sampling.thinking, request.tokens)
+        self.stop_texts = StopTexts(sampling.stop)
+        self.tally = Tally(request.tokens) if penalised(sampling) else None
+        self._reasoning: list[str] = []
+        self._text: list[str] = []
+        self._news = _News()
+
+    @property
+    def key(self) -> tuple[int, ...]:
+        return self.request.key
+
+    def draws(self, rows: int) -> list[Draw]:
+        """What decides about the next `rows` tokens: more than one where a draft is looked at."""
+        sampling = self.request.sampling
+        at = len(self.tokens)
+        points = [uniform(self.stream, at + i) if sampling.temperature > 0 else 0.0 for i in range(rows)]
+        return [Draw(sampling, point, tally=self.tally) for point in points]
+
+    def hear(self, token: int, logprob: float, alternatives: Alternatives = (), route: int | None = None) -> None:
+        """Take the next token; `finish` is set where it is the last."""
+        if not self.tokens:
+            self.first_seconds = time.perf_counter() - self.began
+        self.tokens.append(token)
+        self.job.tokens.append(token)
+        self.logprobs.append(logprob)
+        if self.request.sampling.top_logprobs:
+            self.alternatives.append(alternatives)
+        if route is not None:
+            self.routes.append(route)
+        if self.tally is not None:
+            self.tally.hear(token)
+        if self.listener is not None:
+            self._say(*self.listener.hear(token))
+        if self.stop_texts.hit is not None:
+            self.end("stop", self.stop_texts.hit)
+        elif token in self.stops:
+            self.end("stop", token)
+        elif len(self.tokens) >= self.limit:
+            self.end("length")
+
+    def _say(self, reasoning: str, text: str) -> None:
+        text = self.stop_texts.feed(text)
+        if reasoning:
+            self._reasoning.append(reasoning)
+            self._news.reasoning.append(reasoning)
+        if text:
+            self._text.append(text)
+            self._news.text.append(text)
+
+    def end(self, finish: Finish, stopped_by: str | int | None = None) -> None:
+        self.finish, self.stopped_by = finish, stopped_by
+        self.seconds = time.perf_counter() - self.began
+        if self.listener is not None:
+            self._say(*self.listener.end())
+            if self.stop_texts.hit is None:
+                held = self.stop_texts.flush()
+                self._text.append(held)
+                self._news.text.append(held)
+            else:  # what was held back may have completed one
+                self.finish, self.stopped_by = "stop", self.stop_texts.hit
+
+    def take_up(self, tokens: list[int], logprobs: list[float], routes: list[int]) -> None:
+        """An earlier process got so far: as if it had been drawn here."""
+        for i, (token, logprob) in enumerate(zip(tokens, logprobs, strict=True)):
+            if self.finish is None:
+                self.hear(token, logprob, route=routes[i] if routes else None)
+
+    def delta(self, version: int = 0) -> Delta | None:
+        """What is new, with the completion where it has ended; None where nothing can be shown yet."""
+        news = self._news
+        if not (news.reasoning or news.text or self.finish):
+            return None
+        begin, self._news = news.at, _News(at=len(self.tokens))
+        return Delta(
+            "".join(news.text), "".join(news.reasoning), self.completion(version) if self.finish else None,
+            tuple(self.tokens[begin:]), tuple(self.logprobs[begin:]), tuple(self.alternatives[begin:]),
+        )  # fmt: skip
+
+    def completion(self, version: int = 0) -> Completion:
+        assert self.finish is not None
+        if self.listener is None:
+            reasoning, text, _ = self.chat.parse(self.tokens, self.request.sampling.thinking, self.request.tokens)
+            thinking = self._count()
+        else:
+            reasoning, text = "".join(self._reasoning).strip("\n"), "".join(self._text)
+            text = text if self.request.sampling.verbatim else text.strip()
+            thinking = self.listener.thinking_tokens
+        return Completion(
+            tuple(self.tokens), tuple(self.logprobs), self.finish, text, reasoning, len(self.request.tokens), version,
+            self.seconds, tuple(self.routes), tuple(self.alternatives), thinking, self.job.found or 0,
+            self.stopped_by, self.first_seconds,
+        )  # fmt: skip
+
+    def _count(self) -> int:
+        """Tokens of the thought, where nobody listened."""
+        listener = self.chat.listener(self.request.sampling.thinking, self.request.tokens)
+        for token in self.tokens:
+            if not (listener.thinking or listener.undecided):
+                break
+            listener.hear(token)
+        listener.end()
+        return listener.thinking_tokens
+
+
+__all__ = ["Answer"]
