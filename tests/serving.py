@@ -62,7 +62,7 @@ def saved(folder: Path, cfg: Any = TINY, seed: int = 0, template: Chat | None = 
 @contextmanager
 def serving(
     folder: Path | None = None, gate: Gate | None = None, limits: Limits | None = None, rows: int = 16,
-    queue: int = 64, options: dict[str, Any] | None = None, seconds: float | None = None,
+    queue: int = 64, options: dict[str, Any] | None = None,
     app: Callable[[Dialogue], FastAPI] | None = None,
 ) -> Iterator[Server]:  # fmt: skip
     """`options` go to the engine's process; `app` makes another application than build()."""
@@ -70,7 +70,7 @@ def serving(
         folder = folder or saved(Path(made) / "tiny")
         template = Chat.load(folder)
         host = Host({"model": str(folder), "device": "cpu", **(options or {})}, rows, queue)
-        dialogue = Dialogue(host, template, "tiny", TINY.max_length, "tiny-fast", seconds)
+        dialogue = Dialogue(host, template, "tiny", TINY.max_length, "tiny-fast", limits)
         built = app(dialogue) if app else build(dialogue, gate, limits)
         door = socket.create_server(("127.0.0.1", 0))
         server = uvicorn.Server(uvicorn.Config(built, log_level="warning", lifespan="off"))

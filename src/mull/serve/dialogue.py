@@ -14,7 +14,9 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from mull.engine.host import Host, Ticket
 from mull.serve import effort
 from mull.serve.errors import LateError, TooLongError
+from mull.serve.settings import Limits
 from mull.text.chat import Chat
+from mull.text.thoughts import Listener, Verbatim
 from mull.types import Completion, Delta, Message, Request, Sampling, UserError
 
 T = TypeVar("T")
@@ -108,14 +110,14 @@ async def gather(events: AsyncIterator[Event]) -> list[Choice]:
 class Dialogue:
     """Answers of one model. `name` is what clients call it, `fingerprint` says which weights draw and how.
 
-    An answer that takes longer than `seconds` ends in LateError.
+    Of the limits those are kept here that need the prompt's length, and the time that an answer may take.
     """
 
     def __init__(
-        self, host: Host, chat: Chat, name: str, max_length: int, fingerprint: str = "", seconds: float | None = None
+        self, host: Host, chat: Chat, name: str, max_length: int, fingerprint: str = "", limits: Limits | None = None
     ):  # fmt: skip
         self.host, self.chat, self.name, self.max_length = host, chat, name, max_length
-        self.fingerprint, self.seconds = fingerprint, seconds
+        self.fingerprint, self.limits = fingerprint, limits or Limits()
 
     def encode(self, ask: Ask) -> tuple[int, ...]:
         """The prompt. Raises UserError."""
@@ -136,7 +138,11 @@ class Dialogue:
             raise TooLongError(
                 f"The prompt has {len(prompt)} tokens; this model holds {self.max_length}, the answer included."
             )
-        sampling = replace(ask.sampling, thinking=self._thinks(ask))
+        if (most := self.limits.prompt_tokens) is not None and len(prompt) > most:
+            raise TooLongError(f"The prompt has {len(prompt)} tokens; this server takes at most {most}.")
+        if (most := self.limits.max_tokens) is not None:
+            room = min(room, most)
+        sampling = replace(ask.sampling, thinking=self._thinks(ask), verbatim=not ask.messages)
         return Request(prompt, effort.budgeted(sampling, ask.effort, room), (0,))
 
     async def answer(self, ask: Ask) -> AsyncGenerator[Event]:
@@ -153,8 +159,7 @@ class Dialogue:
             for choice in range(max(ask.n, ask.votes)):  # one by one: those before one that is refused are cancelled
                 ticket = self.host.submit(replace(request, key=(choice,)), ask.salt)
                 tickets.append(ticket)
-            if self.seconds is not None:
-                late = asyncio.get_running_loop().call_later(self.seconds, self._late, tickets)
+            late = asyncio.get_running_loop().call_later(self.limits.seconds, self._late, tickets)
             events = self._told(ask, request, tickets)
             async with aclosing(self._voted(events) if ask.votes > 1 else events) as heard:
                 async for event in heard:
@@ -167,7 +172,7 @@ class Dialogue:
 
     def _late(self, tickets: Sequence[Ticket]) -> None:
         for ticket in tickets:
-            ticket.inbox.put_nowait(LateError(f"The answer took longer than {self.seconds:g} seconds."))
+            ticket.inbox.put_nowait(LateError(f"The answer took longer than {self.limits.seconds:g} seconds."))
 
     async def _told(self, ask: Ask, request: Request, tickets: Sequence[Ticket]) -> AsyncGenerator[Event]:
         choices = [_Teller(index, self.chat, ask, request) for index in range(len(tickets))]
@@ -250,24 +255,21 @@ class _Teller:
 
     def __init__(self, index: int, chat: Chat, ask: Ask, request: Request):
         self.index, self.chat = index, chat
-        self.scoring = ask.logprobs
         self.made = 0
-        self.began = False  # the answer, behind its thought
+        self.listener: Listener | Verbatim | None = None  # tells which tokens are the thought's
+        if ask.logprobs:
+            sampling = request.sampling
+            verbatim = sampling.verbatim
+            self.listener = chat.verbatim() if verbatim else chat.listener(sampling.thinking, request.tokens)
         self.scored: tuple[list[Scored], list[Scored]] = ([], [])  # not told yet: the text's, the thought's
-        self.trims = (Trim(), Trim("\n")) if ask.messages else None
-        self.thinks = request.sampling.thinking
         self.calls = 0
 
     def hear(self, delta: Delta) -> Iterator[Event]:
         self._score(delta)
         if delta.reasoning:
-            text = self.trims[1].feed(delta.reasoning) if self.trims else delta.reasoning
-            if text:
-                yield Event(self.index, reasoning=text, made=self.made, logprobs=self._scores(True))
+            yield Event(self.index, reasoning=delta.reasoning, made=self.made, logprobs=self._scores(True))
         if delta.text:
-            text = self.trims[0].feed(delta.text) if self.trims else delta.text
-            if text:
-                yield Event(self.index, text=text, made=self.made, logprobs=self._scores(False))
+            yield Event(self.index, text=delta.text, made=self.made, logprobs=self._scores(False))
         if (completion := delta.completion) is not None:
             rest = self._scores(True) + self._scores(False)
             finish: Finish = "tool_calls" if self.calls else completion.finish
@@ -285,12 +287,13 @@ class _Teller:
             if done.finish == "stop" and tokens and self._ends(done):
                 tokens = tokens[:-1]
         self.made += len(tokens)
-        if self.scoring:
-            for at, token in enumerate(tokens):
-                others = alternatives[at] if at < len(alternatives) else ()
-                thought = self.thinks and not self.began and not delta.text
-                self.scored[thought].append(Scored(token, logprobs[at], others, thought))
-        self.began = self.began or bool(delta.text)
+        for at, token in enumerate(tokens if self.listener else ()):
+            assert self.listener is not None
+            thought = self.listener.thinking
+            self.listener.hear(token)
+            thought = thought or self.listener.thinking
+            others = alternatives[at] if at < len(alternatives) else ()
+            self.scored[thought].append(Scored(token, logprobs[at], others, thought))
 
     def _ends(self, completion: Completion) -> bool:
         last = completion.tokens[-1]

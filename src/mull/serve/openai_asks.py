@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -163,26 +164,27 @@ class Drawing(Shape):
     cache_salt: str | None = Field(default=None, max_length=512)
     user: str | None = None
 
-    def drawn(self, dialogue: Dialogue) -> dict[str, Any]:
-        """Fields of Sampling."""
+    def sampling(self, dialogue: Dialogue) -> Sampling:
+        """Raises ApiError where it is another model that is asked for."""
         if self.model and self.model != dialogue.name:
             why = f"There is no model {self.model[:80]!r} here; this server has {dialogue.name!r}."
             raise ApiError(404, why, "model", "model_not_found")
-        return {
-            "max_tokens": self.max_tokens or dialogue.max_length,
-            "temperature": 1.0 if self.temperature is None else self.temperature,
-            "top_p": 1.0 if self.top_p is None else self.top_p,
-            "top_k": max(0, self.top_k or 0),
-            "min_p": self.min_p or 0.0,
-            "presence_penalty": self.presence_penalty or 0.0,
-            "frequency_penalty": self.frequency_penalty or 0.0,
-            "repetition_penalty": 1.0 if self.repetition_penalty is None else self.repetition_penalty,
-            "seed": a_seed() if self.seed is None else self.seed,
-            "logit_bias": self._biases(dialogue.chat.tokenizer.vocab_size),
-            "stop": self._stops(),
-            "stop_tokens": tuple(self.stop_token_ids or ()),
-            "ignore_end": bool(self.ignore_eos),
-        }
+        return Sampling(
+            max_tokens=self.max_tokens or dialogue.max_length,
+            temperature=1.0 if self.temperature is None else self.temperature,
+            top_p=1.0 if self.top_p is None else self.top_p,
+            top_k=max(0, self.top_k or 0),
+            min_p=self.min_p or 0.0,
+            presence_penalty=self.presence_penalty or 0.0,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            repetition_penalty=self.repetition_penalty or 1.0,
+            seed=a_seed() if self.seed is None else self.seed,
+            logit_bias=self._biases(dialogue.chat.tokenizer.vocab_size),
+            stop=self._stops(),
+            stop_tokens=tuple(self.stop_token_ids or ()),
+            ignore_end=bool(self.ignore_eos),
+            grammar=self.grammar(),
+        )
 
     def _stops(self) -> tuple[str, ...]:
         stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
@@ -259,18 +261,16 @@ class ChatRequest(Drawing):
     def ask(self, dialogue: Dialogue) -> Ask:
         """Raises ApiError and UserError."""
         self._refuse()
-        drawn = self.drawn(dialogue)
-        if self.max_completion_tokens is not None:
-            drawn["max_tokens"] = self.max_completion_tokens
+        drawn = self.sampling(dialogue)
         tools = tuple(tool.model_dump(exclude_none=True) for tool in self.tools or ())
         choice = self._tool_choice()
-        grammar = self.grammar()
-        if grammar is not None and tools and choice != "none":
+        if drawn.grammar is not None and tools and choice != "none":
             why = "An answer of a given form cannot call tools: give response_format or tools, or tool_choice none."
             raise refused(why, "response_format")
-        sampling = Sampling(
-            **drawn, grammar=grammar, top_logprobs=self.top_logprobs or 0, thinking_tokens=self._budget(),
-            min_thinking_tokens=self.min_thinking_tokens or 0, closing=self.thinking_closing or "",
+        sampling = replace(
+            drawn, max_tokens=self.max_completion_tokens or drawn.max_tokens, top_logprobs=self.top_logprobs or 0,
+            thinking_tokens=self._budget(), min_thinking_tokens=self.min_thinking_tokens or 0,
+            closing=self.thinking_closing or "",
         )  # fmt: skip
         return Ask(
             messages=messages_of(self.messages), sampling=sampling, n=self.n or 1, votes=self.votes or 1,
