@@ -17,7 +17,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from mull import __version__
+from mull import __version__, cli_serve
+from mull.cli_options import (
+    MODEL,
+    Device,
+    Exact,
+    Json,
+    MaxTokens,
+    ModelArgument,
+    NoThink,
+    Out,
+    Quiet,
+    Seed,
+    Temperature,
+)  # fmt: skip
 from mull.types import UserError
 
 if TYPE_CHECKING:
@@ -73,22 +86,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
 
-MODEL = "A run, RUN:NAME, a model directory, a .gguf file, smollm2, or a pulled ORG/NAME."
-ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL)]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes, e.g. stage.rl.steps=50 rates.watts=35.")
 ]
-Out = Annotated[Path | None, typer.Option("--out", help="The run's directory; the same command continues it.")]
 DemoOut = Annotated[Path, typer.Option("--out", help="The run's directory; the same command continues it.")]
 Size = Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Of the problems, e.g. terms=[5,6].")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
-MaxTokens = Annotated[int, typer.Option(help="Longest answer, the thinking included.")]
-Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token always.")]
-Seed = Annotated[int, typer.Option(help="Of the draws; the same seed draws the same.")]
-NoThink = Annotated[bool, typer.Option("--no-think", help="Answer at once.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")]
-Exact = Annotated[bool, typer.Option("--exact", help="The same bits in any company and order; slower.")]
 
 
 def _version(wanted: bool) -> None:
@@ -389,6 +391,9 @@ def recipes(as_json: Json = False) -> None:
         print_json({"recipes": [{"name": name, "about": about, "file": str(path)} for name, path, about in listed]})
     else:
         print_names("Recipes", [(name, about) for name, _, about in listed])
+
+
+cli_serve.add_to(app)
 
 
 def main() -> None:

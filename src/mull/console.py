@@ -7,6 +7,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -223,4 +224,53 @@ def print_problem(problem: Problem, solution: Message | None) -> None:
     out.print(Text(f"-> {problem.answer or '(only the scorer knows)'}\n"), soft_wrap=True)
 
 
-__all__ = ["command", "error_console", "print_info", "print_json", "print_names", "print_problem", "print_run"]
+# keys and what was used
+
+
+def print_keys(rows: Sequence[Row]) -> None:
+    table = _table("API keys", ["name", "ends in", "made", "last used", "", "may use"], left=6)
+    for row in rows:
+        state = f"revoked {_date(row['revoked'])}" if row["revoked"] else "in force"
+        table.add_row(
+            Text(row["name"]), row["ends_in"], _date(row["created"]), _date(row["used"]), state, _allowance(row)
+        )
+    _out().print(table if rows else Text("There are no keys; `mull keys create NAME` makes one."))
+
+
+def _allowance(row: Row) -> str:
+    bounds = (
+        ("rpm", "requests a minute"), ("tpm", "tokens a minute"), ("parallel", "at a time"),
+        ("usd_per_day", "dollars a day"), ("usd_per_month", "dollars a month"),
+    )  # fmt: skip
+    return ", ".join(f"{row[key]:g} {what}" for key, what in bounds if key in row) or "all"
+
+
+def _date(seconds: float | None) -> str:
+    return "–" if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M")
+
+
+def print_usage(rows: Sequence[Row]) -> None:
+    """What stands before `requests` in a row is what it is of."""
+    if not rows:
+        _out().print(Text("Nothing was asked yet."))
+        return
+    names = list(rows[0])
+    groups, sums = names[: names.index("requests")], names[names.index("requests") :]
+    table = _table("Used, in tokens (days of UTC)", [*groups, *sums[:-2], "time", "cost"], left=len(groups))
+    total = {name: sum(row[name] for row in rows) for name in sums}
+    for row in rows:
+        named = [row[name] or "(no key)" for name in groups]
+        table.add_row(*map(Text, named), *_used(row), end_section=row is rows[-1])
+    table.add_row("in all", *[""] * (len(groups) - 1), *_used(total))
+    _out().print(table)
+
+
+def _used(row: Row) -> list[str]:
+    counts = ("requests", "prompt", "cached", "completion", "thinking")
+    return [*(f"{row[name]:,}" for name in counts), clock(row["seconds"]), money(row["usd"])]
+
+
+__all__ = [
+    "command", "error_console", "print_info", "print_json", "print_keys", "print_names", "print_problem", "print_run",
+    "print_usage",
+]  # fmt: skip

@@ -37,9 +37,9 @@ class ApiError(Exception):
     def body(self, api: Api, request_id: str) -> dict[str, Any]:
         """As the protocol's clients expect it."""
         if api == "anthropic":
-            kind = ANTHROPIC.get(self.status, "api_error")
+            kind = ANTHROPIC.get(self.status, "invalid_request_error" if self.status < 500 else "api_error")
             return {"type": "error", "error": {"type": kind, "message": self.message}, "request_id": request_id}
-        kind = OPENAI.get(self.status, "server_error")
+        kind = OPENAI.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
 

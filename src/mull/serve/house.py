@@ -106,6 +106,10 @@ class House:
         who.choices = 0
         return share
 
+    def drain(self) -> None:
+        """Nobody is let in any more."""
+        self.draining = True
+
     def close(self) -> None:
         self.writer.close()
         self.db.close()
