@@ -36,11 +36,14 @@ def request_from(raw: dict[str, Any]) -> Request:
 _PLAIN = {field.name: field.default for field in fields(Delta)}
 
 
+_TOLD = ("logprobs", "alternatives", "routes")  # of a completion: its Deltas held them, and they can be long
+
+
 def delta_to(delta: Delta) -> dict[str, Any]:
-    """Only what it holds."""
+    """Only what it holds. A completion goes without what may be long and was told with the tokens."""
     raw = {name: getattr(delta, name) for name, default in _PLAIN.items() if getattr(delta, name) != default}
     if delta.completion is not None:
-        raw["completion"] = asdict(delta.completion)
+        raw["completion"] = asdict(delta.completion) | dict.fromkeys(_TOLD, ())
     return raw
 
 
