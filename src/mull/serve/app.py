@@ -20,7 +20,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mull.engine.host import BusyError, DiedError
-from mull.serve import completions, openai
+from mull.serve import anthropic, completions, openai, responses
 from mull.serve.dialogue import Dialogue, a_name
 from mull.serve.errors import Api, ApiError, LateError, of, of_validation
 from mull.serve.gate import Gate, Open, Visit, visit_of
@@ -29,7 +29,7 @@ from mull.serve.settings import Limits
 from mull.serve.sse import GoneError
 from mull.types import UserError
 
-PROTOCOLS = (openai.routes, completions.routes)  # each makes its routes for a dialogue
+PROTOCOLS = (openai.routes, completions.routes, responses.routes, anthropic.routes)  # each makes those of a dialogue
 log = logging.getLogger("mull.serve")
 
 
