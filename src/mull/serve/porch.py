@@ -30,11 +30,13 @@ from mull.serve.metrics import CONTENT_TYPE, Metrics
 NAMES = ("localhost", "ip6-localhost")
 OWN = ("/health", "/ready", "/metrics")
 GONE = 499  # nginx's number for a client that went away
-METHODS = b"GET, POST, DELETE"
-HEADERS = b"authorization, content-type, x-api-key, anthropic-version, anthropic-beta"
-MAX_AGE = b"600"
 
 Headers = list[tuple[bytes, bytes]]
+PREFLIGHT: Headers = [
+    (b"access-control-allow-methods", b"GET, POST, DELETE"),
+    (b"access-control-allow-headers", b"authorization, content-type, x-api-key, anthropic-version, anthropic-beta"),
+    (b"access-control-max-age", b"600"),
+]
 
 
 @dataclass
@@ -102,12 +104,8 @@ class Porch:
         """Answers what needs no application; whether it did."""
         path, method = scope["path"], scope["method"]
         if method == "OPTIONS" and shared:
-            allowed = ((b"methods", METHODS), (b"headers", HEADERS), (b"max-age", MAX_AGE))
-            named: Headers = [(b"access-control-allow-" + name, value) for name, value in allowed[:2]]
-            await _send(send, 204, b"", None, [*named, (b"access-control-max-age", MAX_AGE)])
-        elif method not in ("GET", "HEAD"):
-            return False
-        elif path not in OWN:
+            await _send(send, 204, b"", None, PREFLIGHT)
+        elif method not in ("GET", "HEAD") or path not in OWN:
             return False
         elif path == "/health":
             await _say(send, 200, {"status": "ok"})
@@ -126,7 +124,8 @@ class Porch:
 
     def _ended(self, scope: Scope, status: int, seconds: float) -> None:
         path = scope["path"]
-        route = path if path in OWN else getattr(scope.get("route"), "path", "other")  # never a path that a client made up
+        # never a path that a client made up
+        route = path if path in OWN else getattr(scope.get("route"), "path", "other")
         self.metrics.ended(route, status or GONE, seconds)
         if path not in OWN or status != 200:  # those are asked every few seconds
             self.log(_line(scope, status, seconds))
