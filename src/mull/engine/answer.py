@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from mull.engine.logits import Tally, penalised
 from mull.engine.sampler import Draw, stream_of, uniform
 from mull.engine.scheduler import Job
+from mull.engine.thinking import MarkIds, Thought
 from mull.text.chat import Chat
 from mull.text.stops import StopTexts
 from mull.text.thoughts import Listener, Verbatim
@@ -32,7 +33,10 @@ class Answer:
     Stop texts are looked for in the answer, not in the thought: a thought may hold anything.
     """
 
-    def __init__(self, name: Hashable, request: Request, chat: Chat, limit: int, salt: str = "", listen: bool = False):
+    def __init__(
+        self, name: Hashable, request: Request, chat: Chat, marks: MarkIds, limit: int, salt: str = "",
+        listen: bool = False,
+    ):  # fmt: skip
         self.name, self.request, self.chat, self.limit = name, request, chat, limit
         sampling = request.sampling
         self.stream = stream_of(sampling.seed, request.key)
@@ -49,10 +53,13 @@ class Answer:
         own = () if sampling.ignore_end else chat.tokenizer.stop_ids
         self.stops = frozenset((*own, *sampling.stop_tokens))
         self.listener: Listener | Verbatim | None = None
+        self.thought: Thought | None = None
+        guided = sampling.thinking_tokens is not None or sampling.min_thinking_tokens or sampling.grammar
         if sampling.verbatim:
             self.listener = chat.verbatim()
-        elif listen or sampling.stop:
+        elif listen or sampling.stop or guided:
             self.listener = chat.listener(sampling.thinking, request.tokens)
+            self.thought = Thought(sampling, self.listener, marks) if guided else None
         self.stop_texts = StopTexts(sampling.stop)
         self.tally = Tally(request.tokens) if penalised(sampling) else None
         self._reasoning: list[str] = []
@@ -68,7 +75,11 @@ class Answer:
         sampling = self.request.sampling
         at = len(self.tokens)
         points = [uniform(self.stream, at + i) if sampling.temperature > 0 else 0.0 for i in range(rows)]
-        return [Draw(sampling, point, tally=self.tally) for point in points]
+        if (thought := self.thought) is None:
+            return [Draw(sampling, point, tally=self.tally) for point in points]
+        assert rows <= thought.steady()
+        forced, banned = thought.forced(), thought.banned()
+        return [Draw(sampling, point, forced, self.tally, banned) for point in points]
 
     def hear(self, token: int, logprob: float, alternatives: Alternatives = (), route: int | None = None) -> None:
         """Take the next token; `finish` is set where it is the last."""
@@ -85,6 +96,8 @@ class Answer:
             self.tally.hear(token)
         if self.listener is not None:
             self._say(*self.listener.hear(token))
+        if self.thought is not None:
+            self.thought.hear(token)
         if self.stop_texts.hit is not None:
             self.end("stop", self.stop_texts.hit)
         elif token in self.stops:

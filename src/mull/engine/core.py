@@ -18,6 +18,7 @@ from mull.engine.decoder import Decoder, Said
 from mull.engine.pages import PAGE, Pages
 from mull.engine.sampler import draw
 from mull.engine.scheduler import Part, Scheduler
+from mull.engine.thinking import MarkIds
 from mull.engine.tokenlog import Drawn
 from mull.model.transformer import Transformer
 from mull.text.chat import Chat
@@ -64,6 +65,7 @@ class Core:
         self._decoder = partial(Decoder, model, fp32=fp32, routes=routes)
         self.scheduler = Scheduler(rows, self._pages(), chunk, prefill)
         self.decoder: Decoder | None = None
+        self.marks = MarkIds(chat)
         self.answers: dict[Hashable, Answer] = {}
         self.counts = dict.fromkeys(("steps", "prompt_tokens", "cached_tokens", "generated_tokens"), 0)
 
@@ -90,7 +92,7 @@ class Core:
     ) -> Answer:
         """Queue a request, behind what is `drawn` of it already; that may be all, and its `finish` is set then."""
         assert name not in self.answers
-        answer = Answer(name, request, self.chat, self.check(request), salt, listen)
+        answer = Answer(name, request, self.chat, self.marks, self.check(request), salt, listen)
         if drawn is not None:
             answer.take_up(drawn.tokens, drawn.logprobs, drawn.routes)
         if answer.finish is None:
