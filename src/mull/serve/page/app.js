@@ -13,6 +13,7 @@ const state = {
   problem: null, // {chat, message}: why a question has no answer
   editing: null, // index of the message that what is written replaces
 };
+const turns = new WeakMap(); // of answers: what the reader opened stays open
 let stuck = true; // to the end of the conversation, which then moves with the answer
 
 // ---- showing
@@ -23,8 +24,9 @@ function show() {
   const lastUser = messages.findLastIndex((message) => message.role === "user");
   const nodes = messages.map((message, i) => {
     if (message.role === "user") return userTurn(message, i === lastUser && !state.running ? () => edit(i) : null);
-    if (running?.message === message) return running.turn.node;
-    return new AnswerTurn(message, i === messages.length - 1 && !state.running ? () => again(i) : null).node;
+    const turn = turnOf(message);
+    turn.offer(i === messages.length - 1 && !state.running ? () => again(i) : null);
+    return turn.node;
   });
   if (!running) nodes.push(...unanswered());
   $("log").replaceChildren(...nodes);
@@ -36,6 +38,11 @@ function show() {
   showButton();
   list();
   if (stuck) toEnd();
+}
+
+function turnOf(message, live = null) {
+  if (!turns.has(message)) turns.set(message, new AnswerTurn(message, live));
+  return turns.get(message);
 }
 
 // What went wrong with the last answer, and a way to ask once more.
@@ -175,7 +182,7 @@ async function ask() {
   const asked = request(chat);
   const message = { role: "assistant", content: "", reasoning: "", model: asked.model, stats: {} };
   const live = { since: performance.now(), state: "waiting", first: null };
-  const running = { chat, message, live, turn: new AnswerTurn(message, null), controller: new AbortController() };
+  const running = { chat, message, live, turn: turnOf(message, live), controller: new AbortController() };
   state.running = running;
   state.problem = null;
   keep(chat);
@@ -216,11 +223,11 @@ function take({ chat, message, live }, piece) {
     message.reasoning = (message.reasoning + piece.reasoning).trimStart();
   }
   if (piece.text) message.content = (message.content + piece.text).trimStart();
+  if (live.state === "thinking") stats.thinkSeconds = (now - live.thinkingSince) / 1000;
   if (message.content && live.state !== "answering") {
     live.state = "answering";
     say("The answer begins.");
   }
-  if (live.state === "thinking") stats.thinkSeconds = (now - live.thinkingSince) / 1000;
   if (piece.finish) message.finish = piece.finish;
   if (Number.isSafeInteger(piece.seed)) stats.seed = piece.seed;
   if (piece.usage) {

@@ -2,7 +2,7 @@
 // Formulas ($..$, \(..\), \[..\]) stay as they are written. Every pattern is bounded, so hostile text costs linear time.
 
 const DEEPEST = 8; // lists within lists, quotes within quotes; beyond it is plain text
-const FENCE = /^ {0,3}(`{3,}|~{3,})\s*([\w+#.-]{0,30})[^`]*$/;
+const FENCE = /^ {0,3}(`{3,}|~{3,})([^`]*)$/;
 const HEADING = /^ {0,3}(#{1,6})\s+(.*?)\s*#*\s*$/;
 const RULE = /^ {0,3}([-*_])(?:\s*\1){2,}\s*$/;
 const QUOTE = /^ {0,3}> ?/;
@@ -111,7 +111,7 @@ function fenced(lines, at, [, fence, language]) {
   let end = at + 1;
   const close = (line) => { const bare = line.trim(); return bare.length >= fence.length && bare === fence[0].repeat(bare.length); };
   while (end < lines.length && !close(lines[end])) end++;
-  return [Math.min(end + 1, lines.length), { kind: "code", language, text: lines.slice(at + 1, end).join("\n") }];
+  return [Math.min(end + 1, lines.length), { kind: "code", language: language.trim(), text: lines.slice(at + 1, end).join("\n") }];
 }
 
 function quoted(lines, at, depth) {
@@ -161,7 +161,10 @@ function tabled(lines, at) {
   let end = at + 2;
   while (end < lines.length && lines[end].includes("|")) end++;
   const head = cells(lines[at]);
-  const rows = lines.slice(at + 2, end).map((line) => cells(line).slice(0, head.length));
+  const rows = lines.slice(at + 2, end).map((line) => {
+    const found = cells(line);
+    return [...found.slice(0, head.length - 1), found.slice(head.length - 1).join(" | ")];
+  });
   return [end, { kind: "table", head, aligns, rows }];
 }
 

@@ -87,7 +87,7 @@ function details({ stats = {}, model }) {
 
 // An answer, growing or grown. `show` draws what the message now holds.
 export class AnswerTurn {
-  constructor(message, onAgain) {
+  constructor(message, live = null) {
     this.message = message;
     this.shown = 0; // characters of the thoughts
     this.summary = el("summary", {});
@@ -98,9 +98,16 @@ export class AnswerTurn {
     this.text = el("div", { className: "said" });
     this.took = el("span", { className: "took" });
     this.tools = el("div", { className: "actions", hidden: true }, copyButton("Copy the answer", () => message.content), this.took);
-    if (onAgain) this.tools.prepend(button("again", "Answer again", onAgain));
+    this.again = button("again", "Answer again", () => {});
+    this.tools.prepend(this.again);
     this.node = el("article", { className: "turn answer", ariaLabel: "Answer" }, this.thought, this.waiting, this.text, this.tools);
-    this.show(null);
+    this.show(live);
+  }
+
+  // Only the last answer can be drawn again.
+  offer(onAgain) {
+    this.again.hidden = !onAgain;
+    this.again.onclick = onAgain;
   }
 
   // `live` is {since, state} while the answer comes: waiting, thinking or answering.
@@ -123,7 +130,7 @@ export class AnswerTurn {
     this.thought.hidden = !reasoning;
     if (!reasoning) return;
     const thinking = live?.state === "thinking";
-    const took = [stats.thinkSeconds ? seconds(stats.thinkSeconds) : "", stats.thinking ? tokens(stats.thinking) : ""];
+    const took = [stats.thinkSeconds === undefined ? "" : seconds(stats.thinkSeconds), stats.thinking ? tokens(stats.thinking) : ""];
     const said = [thinking ? "Thinking" : "Thought", ...(took[0] ? [thinking ? took[0] : `for ${took[0]}`] : [])].join(" ");
     this.summary.textContent = [said, took[1]].filter(Boolean).join(" · ");
     this.thought.classList.toggle("live", thinking);
