@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+import os
+import signal
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from openai import BadRequestError, InternalServerError, NotFoundError, OpenAI
 from openai.types.responses import Response, ResponseStreamEvent
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from serving import TINY, Server, serving
 
 from mull.serve.dialogue import Event, ToolCall
 from mull.serve.errors import ApiError
+from mull.serve.gate import Open, Who
 from mull.serve.responses import Shelf, Telling
 from mull.serve.responses_asks import Create, ask_of, messages_of
 from mull.types import Grammar, Message, UserError
 
 EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
-WEATHER = {"type": "function", "name": "weather", "description": "Of a town.", "parameters": {"type": "object"}}
+TOWN = {
+    "type": "object", "properties": {"town": {"enum": ["Ulm", "Rom"]}}, "required": ["town"],
+    "additionalProperties": False,
+}  # fmt: skip
+WEATHER = {"type": "function", "name": "weather", "description": "Of a town.", "parameters": TOWN, "strict": True}
 USAGE = {
     "input_tokens": 3, "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0}, "output_tokens": 5,
     "output_tokens_details": {"reasoning_tokens": 2}, "total_tokens": 8,
@@ -277,3 +290,243 @@ def test_the_shelf_forgets_the_oldest_and_shows_no_one_anothers() -> None:
     shelf.put("me", {"id": "e"}, ())
     shelf.delete("me", "e")
     assert len(shelf) == 0 and shelf.size == 0
+
+
+# against a server
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with serving() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(server: Server) -> Iterator[OpenAI]:
+    with server.openai() as made:
+        yield made
+
+
+def asked(client: OpenAI, more: dict[str, Any] | None = None, **fields: Any) -> Response:
+    """An answer of few tokens; `more` is what the package does not know."""
+    fields = {"model": "tiny", "input": "Hi", "max_output_tokens": 24, **fields}
+    return client.responses.create(**fields, extra_body={"seed": 1, **(more or {})})
+
+
+def streamed(client: OpenAI, more: dict[str, Any] | None = None, **fields: Any) -> list[Any]:
+    fields = {"model": "tiny", "input": "Hi", "max_output_tokens": 24, **fields}
+    return list(client.responses.create(**fields, stream=True, extra_body={"seed": 1, **(more or {})}))
+
+
+def said(response: Response) -> list[Any]:
+    """What was answered, without the names of items."""
+    kept = ("type", "status", "content", "name", "arguments")
+    return [{name: value for name, value in item.to_dict().items() if name in kept} for item in response.output]
+
+
+PLAIN = {"reasoning": {"effort": "none"}}
+WAYS: dict[str, dict[str, Any]] = {
+    "thinking": {},
+    "not thinking": PLAIN,
+    "greedy": {"temperature": 0.0, **PLAIN},
+    "thinking shortly": {"more": {"thinking_token_budget": 4}},
+    "cut": {"max_output_tokens": 5, **PLAIN},
+    "with log-probabilities": {"include": ["message.output_text.logprobs"], "top_logprobs": 2, **PLAIN},
+    "with a stop text": {"more": {"stop": ["e", "a"]}, **PLAIN},
+    "by vote": {"more": {"votes": 3}, **PLAIN},
+    "as JSON": {"text": {"format": {"type": "json_schema", "name": "n", "schema": TOWN}}, **PLAIN},
+    "calling a tool": {"tools": [WEATHER], "tool_choice": "required", "max_output_tokens": 60, **PLAIN},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_streamed_answer_is_the_same_as_one_told_at_once(client: OpenAI, way: str) -> None:
+    whole, events = asked(client, **WAYS[way]), streamed(client, **WAYS[way])
+    assert events[-1].type in ("response.completed", "response.incomplete")
+    last = events[-1].response
+    assert said(last) == said(whole) and last.status == whole.status
+    assert last.usage.output_tokens == whole.usage.output_tokens > 0
+    text = "".join(event.delta for event in events if event.type == "response.output_text.delta")
+    thought = "".join(event.delta for event in events if event.type == "response.reasoning_text.delta")
+    assert text == whole.output_text
+    assert thought == "".join(item.content[0].text for item in whole.output if item.type == "reasoning")
+
+
+def test_the_packages_own_stream_ends_in_the_response(client: OpenAI) -> None:
+    fields: dict[str, Any] = {"model": "tiny", "input": "Hi", "extra_body": {"seed": 1}, **PLAIN}
+    with client.responses.stream(**fields) as stream:
+        kinds = [event.type for event in stream]
+        final = stream.get_final_response()
+    assert kinds[0] == "response.created" and kinds[-1] == "response.completed"
+    assert final.output_text == client.responses.create(**fields).output_text != ""
+
+
+def test_thoughts_are_an_item_and_are_counted(client: OpenAI) -> None:
+    least = {"thinking_token_budget": 6, "min_thinking_tokens": 6}
+    response = asked(client, least)
+    assert response.output[0].type == "reasoning"
+    assert response.usage is not None and response.usage.output_tokens_details.reasoning_tokens == 6
+    response = asked(client, **PLAIN)
+    assert [item.type for item in response.output] == ["message"]
+    assert response.usage is not None and response.usage.output_tokens_details.reasoning_tokens == 0
+    assert response.usage.total_tokens == response.usage.input_tokens + response.usage.output_tokens
+
+
+@pytest.mark.skip(reason="forms are not in the engine yet")
+def test_an_answer_as_a_schema_wants_it_is_read_by_the_package(client: OpenAI) -> None:
+    class Town(BaseModel):
+        town: Literal["Ulm", "Rom"]
+
+    response = client.responses.parse(
+        model="tiny", input="Hi", text_format=Town, extra_body={"seed": 1, "thinking_token_budget": 4}
+    )
+    assert isinstance(response.output_parsed, Town)
+
+
+@pytest.mark.skip(reason="forms are not in the engine yet")
+def test_a_call_is_made_and_its_result_read(client: OpenAI) -> None:
+    fields: dict[str, Any] = {"tools": [WEATHER], "tool_choice": {"type": "function", "name": "weather"}, **PLAIN}
+    first = asked(client, **fields, max_output_tokens=60)
+    call = first.output[-1]
+    assert call.type == "function_call" and json.loads(call.arguments)["town"] in ("Ulm", "Rom")
+    result = {"type": "function_call_output", "call_id": call.call_id, "output": "rain"}
+    question = {"role": "user", "content": "Hi"}
+    given = asked(client, input=[question, *first.output, result], tools=[WEATHER], tool_choice="none", **PLAIN)
+    continued = asked(
+        client, input=[result], previous_response_id=first.id, tools=[WEATHER], tool_choice="none", **PLAIN
+    )
+    assert said(given) == said(continued)
+
+
+def test_a_conversation_goes_on_from_the_response_before(client: OpenAI) -> None:
+    first = asked(client, instructions="Be short.", **PLAIN)
+    question = {"role": "user", "content": "And?"}
+    continued = asked(client, input="And?", previous_response_id=first.id, **PLAIN)
+    given = asked(client, input=[{"role": "user", "content": "Hi"}, *first.output, question], **PLAIN)
+    assert said(continued) == said(given), "the instructions before do not count any more"
+    assert continued.previous_response_id == first.id
+    assert said(client.responses.retrieve(first.id)) == said(first)
+    client.responses.delete(first.id)
+    for gone in (lambda: client.responses.retrieve(first.id), lambda: asked(client, previous_response_id=first.id)):
+        with pytest.raises(NotFoundError, match="no response"):
+            gone()
+    unkept = asked(client, store=False)
+    with pytest.raises(NotFoundError):
+        client.responses.retrieve(unkept.id)
+
+
+def test_responses_are_kept_for_whom_they_were_made() -> None:
+    class ByName(Open):
+        async def admit(self, scope: Any, api: Any, size: int) -> Who:
+            return Who(dict(scope["headers"])[b"authorization"].decode())
+
+    with serving(gate=ByName()) as server, server.openai("me") as me, server.openai("you") as you:
+        mine = asked(me)
+        me.responses.retrieve(mine.id)
+        with pytest.raises(NotFoundError):
+            you.responses.retrieve(mine.id)
+        with pytest.raises(NotFoundError):
+            asked(you, previous_response_id=mine.id)
+
+
+def test_tokens_are_counted_without_an_answer(client: OpenAI) -> None:
+    counted = client.responses.input_tokens.count(model="tiny", input="Hi", instructions="Be short.")
+    usage = asked(client, instructions="Be short.").usage
+    assert usage is not None and counted.input_tokens == usage.input_tokens
+
+
+def test_a_conversation_that_is_too_long_is_refused_or_loses_its_oldest_turns(client: OpenAI) -> None:
+    turns = [{"role": role, "content": f"{at} " + "x " * 60} for at in range(12) for role in ("user", "assistant")]
+    turns = [{"role": "developer", "content": "Be short."}, *turns, {"role": "user", "content": "Hi"}]
+    with pytest.raises(BadRequestError, match="tokens") as caught:
+        asked(client, input=turns)
+    assert caught.value.code == "context_length_exceeded"
+    kept = next(at for at in range(1, 26, 2) if counted(client, [turns[0], *turns[at:]]) <= TINY.max_length - 24)
+    usage = asked(client, input=turns, truncation="auto").usage
+    assert usage is not None and usage.input_tokens == counted(client, [turns[0], *turns[kept:]])
+
+
+def counted(client: OpenAI, items: list[Any]) -> int:
+    return client.responses.input_tokens.count(model="tiny", input=items).input_tokens
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind", "said"),
+    [
+        ({"model": "another"}, NotFoundError, "no model 'another'"),
+        (
+            {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]},
+            BadRequestError,
+            "text",
+        ),
+        ({"temperature": 7}, BadRequestError, "temperature"),
+        ({"more": {"temprature": 1}}, BadRequestError, "'temperature'"),
+        ({"more": {"input": 5}}, BadRequestError, "input"),
+        ({"tools": [{"type": "web_search"}]}, BadRequestError, "web_search"),
+        ({"background": True}, BadRequestError, "background"),
+        ({"previous_response_id": "resp_none"}, NotFoundError, "no response"),
+        ({"input": [{"role": "assistant", "content": ""}]}, BadRequestError, "empty"),
+        ({"metadata": {"a": "b" * 600}}, BadRequestError, "metadata"),
+    ],
+)
+def test_errors_are_the_packages_own(client: OpenAI, fields: dict[str, Any], kind: Any, said: str | None) -> None:
+    for ask in (asked, streamed):
+        with pytest.raises(kind, match=said):
+            ask(client, **fields)
+
+
+HOSTILE = [
+    b"", b"{", b"[]", b"null", b"\xff", b'{"input": 1e999}', b"[" * 100_000, b'{"a":' * 900 + b"1" + b"}" * 900,
+    b'{"input": "a", "seed": 1' + b"0" * 5000 + b"}",
+    b'{"input": "\\ud800"}', b'{"input": [{"role": "user", "content": "\\udfff"}]}',
+    b'{"input": "a", "metadata": {"a": "\\ud800"}}', b'{"input": "a", "instructions": "\\ud800", "store": true}',
+    b'{"input": "a", "tools": [{"type": "function", "name": "a", "parameters": {"x": "\\ud800"}}]}',
+    b'{"input": "a", "text": {"format": {"type": "json_schema", "schema": {"enum": ["\\ud800"]}}}}',
+    b'{"input": [' + b"[" * 300 + b"]" * 301 + b"}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("body", HOSTILE, ids=range(len(HOSTILE)))
+def test_bodies_that_would_break_a_server_are_refused(server: Server, body: bytes) -> None:
+    status, raw = posted(server, "/v1/responses", body)
+    assert status == 400 and json.loads(raw)["error"]["message"], raw
+
+
+def posted(server: Server, path: str, body: bytes) -> tuple[int, bytes]:
+    request = urllib.request.Request(server.url + path, body, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request) as response:
+            return response.status, response.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+
+
+def test_a_client_that_goes_away_ends_the_work(server: Server, client: OpenAI) -> None:
+    stream = client.responses.create(
+        model="tiny", input="Hi", stream=True, max_output_tokens=900, extra_body={"min_thinking_tokens": 900}
+    )
+    for _, _event in zip(range(6), stream, strict=False):
+        assert server.host.tickets
+    stream.close()
+    until = time.monotonic() + 10
+    while server.host.tickets and time.monotonic() < until:
+        time.sleep(0.01)
+    assert not server.host.tickets
+
+
+def test_an_engine_that_dies_is_told_of_and_comes_again() -> None:
+    with serving() as server, server.openai() as client:
+        stream = client.responses.create(
+            model="tiny", input="Hi", stream=True, max_output_tokens=900, extra_body={"min_thinking_tokens": 900}
+        )
+        events = [next(stream) for _ in range(6)]
+        assert server.host.pid is not None
+        os.kill(server.host.pid, signal.SIGKILL)
+        events += list(stream)
+        assert events[-1].type == "response.failed" and "engine" in events[-1].response.error.message
+        until = time.monotonic() + 60
+        while not server.host.alive and time.monotonic() < until:
+            with pytest.raises(InternalServerError):
+                asked(client)
+            time.sleep(0.1)
+        assert asked(client).status in ("completed", "incomplete")

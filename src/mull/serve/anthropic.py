@@ -31,6 +31,7 @@ from mull.serve.errors import ApiError, of, refused
 from mull.serve.gate import Visit, visit_of
 from mull.serve.openai import dumps, log, reply
 from mull.serve.openai_asks import Loose, Seed, Shape, Tokens
+from mull.serve.responses_asks import Body
 from mull.serve.sse import streamed, unless_gone
 from mull.types import Completion, Grammar, Message, Sampling, UserError
 
@@ -64,7 +65,7 @@ class Turn(Loose):
     content: str | list[dict[str, Any]]
 
 
-class Count(Shape):
+class Count(Body):
     """POST /v1/messages/count_tokens: what decides a prompt."""
 
     model: str | None = None

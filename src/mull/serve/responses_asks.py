@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mull.serve.dialogue import Ask, a_seed
 from mull.serve.errors import refused
@@ -19,6 +19,8 @@ from mull.types import Grammar, Message, Sampling, UserError
 
 Item = Mapping[str, Any]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+Key = Annotated[str, Field(max_length=64)]
+Value = Annotated[str, Field(max_length=512)]
 UNBOUNDED = 1 << 31  # tokens of an answer; the model's length bounds it
 
 
@@ -43,7 +45,22 @@ class TextOptions(Shape):
     verbosity: Literal["low", "medium", "high"] | None = None
 
 
-class Create(Shape):
+class Body(Shape):
+    """Of a whole request: what holds half of a character, or is nested without end, is no request."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sound(cls, raw: Any) -> Any:
+        try:
+            json.dumps(raw, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ValueError("A text has half of a character in it (a lone surrogate)") from None
+        except RecursionError:
+            raise ValueError("The body is nested too deeply") from None
+        return raw
+
+
+class Create(Body):
     """POST /v1/responses."""
 
     model: str | None = None
@@ -60,7 +77,7 @@ class Create(Shape):
     stream: bool | None = None
     store: bool | None = None
     previous_response_id: str | None = None
-    metadata: dict[str, str] | None = Field(None, max_length=16)
+    metadata: dict[Key, Value] | None = Field(None, max_length=16)
     include: list[str] | None = None
     truncation: Literal["auto", "disabled"] | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
@@ -274,4 +291,4 @@ def text_of(content: Any, where: str) -> str:
     return "\n".join(texts)
 
 
-__all__ = ["Create", "Item", "Reasoning", "ask_of", "messages_of", "text_of"]
+__all__ = ["Body", "Create", "Item", "Reasoning", "ask_of", "messages_of", "text_of"]
