@@ -96,6 +96,22 @@ def test_many_may_make_it_at_once(path: Path):
     assert not failures
 
 
+def test_connections_of_one_process_do_not_lose_each_others_locks(db: sqlite3.Connection, path: Path):
+    """Else whoever else closes the file deletes the log under them, and what they write is in no file."""
+    second = connect(path)
+    code = "import sys; from mull.serve import keys, store; from pathlib import Path; "
+    code += "db = store.connect(Path(sys.argv[1])); keys.create(db, sys.argv[2]); db.close()"
+    for name in ("alice", "bob"):
+        subprocess.run([sys.executable, "-c", code, str(path), name], check=True)
+        assert [key.name for key in keys.listed(db)][-1] == name
+        assert path.with_name("serve.db-wal").exists()
+    keys.create(second, "carol")
+    second.close()
+    third = connect(path)
+    assert [key.name for key in keys.listed(third)] == ["alice", "bob", "carol"]
+    third.close()
+
+
 # keys
 
 

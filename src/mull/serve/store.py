@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from contextlib import suppress
 from pathlib import Path
 
 from mull.types import UserError
@@ -57,7 +58,10 @@ def connect(path: Path, threads: bool = False) -> sqlite3.Connection:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))  # SQLite gives its log the same mode
+        with suppress(FileExistsError):
+            # SQLite gives its log the same mode. A file that is there must not be opened by hand: closing it would drop
+            # the locks of other connections of this process, and whoever closes the file next deletes the log under them
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         db = sqlite3.connect(path, BUSY_SECONDS, isolation_level=None, check_same_thread=not threads)
     except (OSError, sqlite3.Error) as error:
         raise UserError(f"{path} cannot be opened ({error}); --db names another file for keys and usage.") from None
