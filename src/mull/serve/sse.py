@@ -54,10 +54,11 @@ async def streamed(
     first = asyncio.ensure_future(anext(frames))
     watching = asyncio.ensure_future(gone(request.receive))
     await asyncio.wait({first, watching}, timeout=HEAD_AFTER, return_when=asyncio.FIRST_COMPLETED)
-    if watching.done() or (first.done() and first.exception() is not None):
+    left = watching.done()
+    if left or (first.done() and first.exception() is not None):
         await _end(first, watching)
         await frames.aclose()
-        if watching.done():
+        if left:
             raise GoneError
         first.result()
     return _Stream(first, frames, watching, failed, {**HEADERS, **(headers or {})}, ping, stall)
