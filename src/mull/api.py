@@ -42,7 +42,8 @@ class Model:
             raise UserError(f"Exact answers have been checked on CPUs only, not on {where.type}; give the device cpu.")
         self.located, self.folder = located, located.folder
         self.chat = Chat.load(located.folder)
-        self.engine = LocalEngine(load_model(located.folder, where, mtp=False).exactly(exact), self.chat)
+        model = load_model(located.folder, where, mtp=False).exactly(exact).packed()
+        self.engine = LocalEngine(model, self.chat)
         self.config: ModelConfig = self.engine.model.cfg
 
     @classmethod

@@ -45,7 +45,7 @@ def _load(options: dict[str, Any]) -> Any:
     dist.settle()
     folder = Path(options["model"])
     model = load_model(folder, dist.device(options.get("device", "auto")), mtp=False)
-    model.exactly(bool(options.get("exact")))
+    model.exactly(bool(options.get("exact"))).packed()
     return Core(model, Chat.load(folder), rows=options.get("rows", 16), pages=options.get("pages"))
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from mull.model.config import ModelConfig
-from mull.model.layers import Linear, RMSNorm, rotate, softmax_scale
+from mull.model.layers import Linear, Packed, RMSNorm, rotate, softmax_scale
 from mull.ops.attention import Documents, attend
 
 
@@ -73,10 +73,18 @@ class GQA(nn.Module):
             self.q_norm = RMSNorm(heads * cfg.head_dim, cfg.eps)
             self.k_norm = RMSNorm(kv_heads * cfg.head_dim, cfg.eps)
         self.scale = softmax_scale(cfg)
+        self.qkv: Packed | None = None
+
+    def pack(self) -> None:
+        self.qkv, self.o.packed = Packed.of(self.q, self.k, self.v), Packed.of(self.o)
 
     def forward(self, x_TD: Tensor, where: Where, layer: int) -> Tensor:
         cfg = self.cfg
-        q_TX, k_TX, v_TX = self.q(x_TD), self.k(x_TD), self.v(x_TD)
+        if self.qkv is None:
+            q_TX, k_TX, v_TX = self.q(x_TD), self.k(x_TD), self.v(x_TD)
+        else:
+            sizes = [cfg.heads * cfg.head_dim, *[cfg.kv_heads * cfg.head_dim] * 2]
+            q_TX, k_TX, v_TX = self.qkv(x_TD).split(sizes, dim=1)
         if cfg.qk_norm != "none":
             q_TX, k_TX = self.q_norm(q_TX), self.k_norm(k_TX)
         if cfg.clip_qkv:
@@ -108,6 +116,12 @@ class MLA(nn.Module):
         self.kv_b = Linear(cfg.kv_rank, cfg.heads * (cfg.nope_dim + cfg.v_dim), bias=False)
         self.o = Linear(cfg.heads * cfg.v_dim, cfg.width, bias=False)
         self.scale = softmax_scale(cfg)
+
+    def pack(self) -> None:
+        """All but `kv_b`, whose parts are products of their own."""
+        for product in (self.q_a, self.q_b) if self.cfg.q_rank else (self.q,):
+            product.packed = Packed.of(product)
+        self.kv_a.packed, self.o.packed = Packed.of(self.kv_a), Packed.of(self.o)
 
     def forward(self, x_TD: Tensor, where: Where, layer: int) -> Tensor:
         cfg = self.cfg

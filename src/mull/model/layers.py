@@ -6,12 +6,13 @@ T tokens (packed, no batch axis)  D width  R rotary width  F feed-forward width 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from mull.model.config import Llama3Rope, ModelConfig, Yarn
-from mull.ops.linear import linear
+from mull.ops.linear import linear, linear_packed, pack, packable
 from mull.ops.norm import rms_norm
 from mull.ops.swiglu import swiglu
 
@@ -35,9 +36,36 @@ class Linear(nn.Linear):
     """torch's, over the kernels of ops/linear.py."""
 
     exact = False
+    packed: Packed | None = None
 
     def forward(self, input: Tensor) -> Tensor:
+        if self.packed is not None:
+            return self.packed(input)
         return linear(input, self.weight, self.bias, self.exact)
+
+
+class Packed:
+    """Products with one input as one, over weights in oneDNN's own order: for answering only.
+
+    The parts keep their biases and lose their weights, but for those that somebody else has too.
+    """
+
+    def __init__(self, parts: Sequence[Linear], keep: bool = False):
+        with torch.no_grad():
+            self.weight = pack(torch.cat(tuple(part.weight for part in parts)))
+            biases = [part.bias for part in parts if part.bias is not None]
+            assert len(biases) in (0, len(parts))
+            self.bias = torch.cat(biases) if biases else None
+        for part in parts if not keep else ():
+            part.weight = nn.Parameter(part.weight.new_empty(0, part.in_features), requires_grad=False)
+
+    @classmethod
+    def of(cls, *parts: Linear, keep: bool = False) -> Packed | None:
+        """None where it would not pay."""
+        return cls(parts, keep) if packable(torch.cat(tuple(part.weight for part in parts))) else None
+
+    def __call__(self, x_TK: Tensor) -> Tensor:
+        return linear_packed(x_TK, self.weight, self.bias)
 
 
 class SwiGLU(nn.Module):
@@ -50,6 +78,10 @@ class SwiGLU(nn.Module):
 
     def forward(self, x_TD: Tensor) -> Tensor:
         return self.down(swiglu(self.gate_up(x_TD)))
+
+    def pack(self) -> None:
+        for product in (self.gate_up, self.down):
+            product.packed = Packed.of(product)
 
 
 def rotary_frequencies(cfg: ModelConfig) -> Tensor:

@@ -1,0 +1,74 @@
+"""Weights in oneDNN's order: the same answers as without, for all shapes and numbers of rows; nothing kept twice."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from small import GQA, MLA, SHAPES, changed, chat, model_of, tokens_of
+
+from mull.engine.engine import LocalEngine
+from mull.model.config import ModelConfig
+from mull.ops.attention import Documents
+from mull.ops.linear import linear_packed, pack, packable
+from mull.types import Request, Sampling
+
+pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch has no oneDNN here")
+WIDE = {"width": 512, "ffn": 512, "vocab": 300, "max_length": 128}
+MODELS: dict[str, ModelConfig] = {
+    "gqa": changed(GQA, **WIDE, heads=8, kv_heads=4, head_dim=64),
+    "gqa, biases, tied": changed(GQA, **WIDE, heads=8, kv_heads=4, head_dim=64, qkv_bias=True, o_bias=True, tied=True),
+    "qwen3": changed(GQA, **WIDE, heads=8, kv_heads=4, head_dim=64, qk_norm="head"),
+    "mla": changed(MLA, **WIDE, heads=8, q_rank=256, kv_rank=256, nope_dim=32, rope_dim=32, v_dim=64),
+    "mla, queries in one matrix": changed(MLA, **WIDE, heads=8, q_rank=0, kv_rank=256, nope_dim=32, rope_dim=32),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 16, 17, 64, 100])
+def test_products_are_those_of_plain_weights(rows: int) -> None:
+    g = torch.Generator().manual_seed(0)
+    weight, x, bias = torch.randn(300, 600, generator=g), torch.randn(rows, 600, generator=g), torch.randn(300)
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            linear_packed(x, pack(weight), bias), x @ weight.T + bias, atol=2e-4, rtol=1e-4
+        )  # fmt: skip
+
+
+def test_a_row_has_the_same_bits_in_any_number_of_rows() -> None:
+    g = torch.Generator().manual_seed(0)
+    packed, x = pack(torch.randn(512, 512, generator=g)), torch.randn(100, 512, generator=g)
+    with torch.inference_mode():
+        whole = linear_packed(x, packed)
+        for rows in (1, 2, 3, 5, 8, 16, 17, 64, 100):
+            assert torch.equal(linear_packed(x[:rows], packed), whole[:rows])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_packed_model_answers_as_it_did(name: str) -> None:
+    plain, packed = (model_of(MODELS[name], seed=2, std=0.04) for _ in "ab")
+    before = sum(p.numel() for p in packed.parameters())
+    assert packed.packed() is packed
+    assert sum(p.numel() for p in packed.parameters()) < before / 2  # the plain weights are gone
+    ids = torch.tensor(tokens_of(40))
+    with torch.inference_mode():
+        a, b = (model.logits(model(ids, Documents([40]))) for model in (plain, packed))
+    torch.testing.assert_close(a, b, atol=2e-4, rtol=1e-4)
+    asked = [Request(tuple(tokens_of(5 + i, i)), Sampling(max_tokens=12, temperature=0.0), (i,)) for i in range(5)]
+    answers = [LocalEngine(model, chat()).generate(asked) for model in (plain, packed)]
+    assert [a.tokens for a in answers[0]] == [a.tokens for a in answers[1]]
+    for one, other in zip(*answers, strict=True):
+        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["moe", "llama", "gqa moe"])
+def test_small_matrices_stay_as_they_are(name: str) -> None:
+    model = model_of(SHAPES[name])
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    model.packed()
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    assert not packable(model.head.weight)
+
+
+def test_exact_models_are_not_packed() -> None:
+    model = model_of(MODELS["gqa"]).exactly().packed()
+    assert model.head.packed is None
+    assert all(p.numel() for p in model.parameters())
