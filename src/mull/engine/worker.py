@@ -24,7 +24,7 @@ def main(argument: str) -> None:
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever prints to stdout in here must not break the line protocol
     try:
-        core = _load(options)
+        core = load(options)
     except UserError as error:
         out.write(wire.dumps({"failed": str(error)}))
         out.flush()
@@ -36,7 +36,7 @@ def main(argument: str) -> None:
     _serve(core, inbox, out)
 
 
-def _load(options: dict[str, Any]) -> Any:
+def load(options: dict[str, Any]) -> Any:
     from mull import dist
     from mull.engine.core import Core
     from mull.model.weights import load_model
