@@ -3,22 +3,45 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+import os
+import signal
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from hashlib import sha256
+from typing import Any, Literal
 
 import pytest
+from anthropic import (
+    Anthropic,
+    APIStatusError,
+    AuthenticationError,
+    BadRequestError,
+    NotFoundError,
+    RequestTooLargeError,
+    ServiceUnavailableError,
+)  # fmt: skip
 from anthropic.types import Message as TheirMessage
 from anthropic.types import RawMessageStreamEvent
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from serving import Server, serving
 
 from mull.serve.anthropic import Count, Create, Telling, ask_of
 from mull.serve.dialogue import Event, ToolCall
 from mull.serve.errors import ApiError
+from mull.serve.gate import Open, Who
+from mull.serve.settings import Limits
 from mull.types import Completion, Message, UserError
 
 EVENT: TypeAdapter[Any] = TypeAdapter(RawMessageStreamEvent)
-WEATHER = {"name": "weather", "description": "Of a town.", "input_schema": {"type": "object"}}
+TOWN = {
+    "type": "object", "properties": {"town": {"enum": ["Ulm", "Rom"]}}, "required": ["town"],
+    "additionalProperties": False,
+}  # fmt: skip
+WEATHER = {"name": "weather", "description": "Of a town.", "input_schema": TOWN}
 USAGE = {"input_tokens": 3, "cache_read_input_tokens": 0, "cache_creation_input_tokens": 0, "output_tokens": 5}
 
 
@@ -262,3 +285,226 @@ def test_what_is_streamed_adds_up_to_what_is_not(events: list[Event]) -> None:
         if block["type"] == "tool_use":
             block["input"] = json.loads(said)
     assert added == message["content"]
+
+
+# against a server
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with serving() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(server: Server) -> Iterator[Anthropic]:
+    with server.anthropic() as made:
+        yield made
+
+
+HI = [{"role": "user", "content": "Hi"}]
+OFF = {"thinking": {"type": "disabled"}}
+
+
+def fields_of(more: dict[str, Any] | None, fields: dict[str, Any]) -> dict[str, Any]:
+    """Of a request for few tokens; `more` is what the package does not know."""
+    return {"model": "tiny", "messages": HI, "max_tokens": 24, **fields, "extra_body": {"seed": 1, **(more or {})}}
+
+
+def asked(client: Anthropic, more: dict[str, Any] | None = None, **fields: Any) -> TheirMessage:
+    return client.messages.create(**fields_of(more, fields))
+
+
+def streamed(client: Anthropic, more: dict[str, Any] | None = None, **fields: Any) -> TheirMessage:
+    with client.messages.stream(**fields_of(more, fields)) as stream:
+        return stream.get_final_message()
+
+
+def content_of(message: TheirMessage) -> list[dict[str, Any]]:
+    """Without the names of calls."""
+    return [block.to_dict() | ({"id": ""} if block.type == "tool_use" else {}) for block in message.content]
+
+
+WAYS: dict[str, dict[str, Any]] = {
+    "thinking": {},
+    "not thinking": OFF,
+    "greedy": {"more": {"temperature": 0.0}, **OFF},
+    "thinking shortly": {"thinking": {"type": "enabled", "budget_tokens": 4}},
+    "with effort": {"output_config": {"effort": "low"}, "thinking": {"type": "adaptive"}},
+    "without its thoughts": {"thinking": {"type": "adaptive", "display": "omitted"}},
+    "cut": {"max_tokens": 5, **OFF},
+    "with a stop text": {"stop_sequences": ["e", "a"], **OFF},
+    "by vote": {"more": {"votes": 3}, **OFF},
+    "of the likeliest": {"more": {"top_k": 5, "top_p": 0.9}, **OFF},
+    "as JSON": {"output_config": {"format": {"type": "json_schema", "schema": TOWN}}, **OFF},
+    "calling a tool": {"tools": [WEATHER], "tool_choice": {"type": "any"}, "max_tokens": 60, **OFF},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_streamed_answer_is_the_same_as_one_told_at_once(client: Anthropic, way: str) -> None:
+    whole, told = asked(client, **WAYS[way]), streamed(client, **WAYS[way])
+    assert content_of(told) == content_of(whole) != []
+    assert (told.stop_reason, told.stop_sequence) == (whole.stop_reason, whole.stop_sequence)
+    assert told.usage.output_tokens == whole.usage.output_tokens > 0
+
+
+def test_a_prompt_has_as_many_tokens_as_are_counted(client: Anthropic) -> None:
+    for fields in (
+        {},
+        {"system": "Be short.", **OFF},
+        {"messages": [*HI, {"role": "assistant", "content": "Ho"}, *HI], "thinking": {"type": "between_tools"}},
+        {"tools": [WEATHER]},
+        {"tools": [WEATHER], "tool_choice": {"type": "none"}},
+    ):
+        given: dict[str, Any] = {"model": "tiny", "messages": HI, **fields}
+        counted = client.messages.count_tokens(**given).input_tokens
+        for ask in (asked, streamed):
+            usage = ask(client, **given).usage
+            assert usage.input_tokens + (usage.cache_read_input_tokens or 0) == counted > 5
+        events = client.messages.create(**fields_of(None, given), stream=True)
+        first = next(iter(events))
+        events.close()
+        assert first.type == "message_start" and first.message.usage.input_tokens == counted
+
+
+@pytest.mark.parametrize("budget", [1, 2, 5, 9])
+def test_a_budget_is_kept_exactly(client: Anthropic, budget: int) -> None:
+    message = asked(client, {"min_thinking_tokens": budget}, thinking={"type": "enabled", "budget_tokens": budget})
+    assert message.usage.output_tokens_details is not None
+    assert message.usage.output_tokens_details.thinking_tokens == budget
+    assert message.content[0].type == "thinking"
+
+
+def test_thinking_can_be_off_and_signatures_show_what_was_thought(client: Anthropic) -> None:
+    assert [block.type for block in asked(client, **OFF).content] == ["text"]
+    block = asked(client).content[0]
+    assert block.type == "thinking" and block.signature == sha256(block.thinking.encode()).hexdigest()
+
+
+def test_why_a_real_answer_stopped(client: Anthropic) -> None:
+    whole = asked(client, {"temperature": 0.0}, **OFF)
+    assert whole.content[0].type == "text" and whole.stop_reason in ("end_turn", "max_tokens")
+    stop = whole.content[0].text[3]
+    told = asked(client, {"temperature": 0.0}, stop_sequences=[stop], **OFF)
+    assert (told.stop_reason, told.stop_sequence) == ("stop_sequence", stop)
+    assert "".join(block.text for block in told.content if block.type == "text") == whole.content[0].text.split(stop)[0]
+    assert asked(client, max_tokens=2, **OFF).stop_reason == "max_tokens"
+    full = asked(client, {"min_thinking_tokens": 2000}, max_tokens=5000, thinking={"type": "adaptive"})
+    assert full.stop_reason == "model_context_window_exceeded"
+
+
+@pytest.mark.skip(reason="forms are not in the engine yet")
+def test_a_call_is_made_and_its_result_read(client: Anthropic) -> None:
+    fields: dict[str, Any] = {"tools": [WEATHER], "tool_choice": {"type": "tool", "name": "weather"}, **OFF}
+    message = asked(client, **fields, max_tokens=60)
+    use = message.content[-1]
+    assert message.stop_reason == "tool_use"
+    assert use.type == "tool_use" and use.input["town"] in ("Ulm", "Rom")
+    result = {"role": "user", "content": [{"type": "tool_result", "tool_use_id": use.id, "content": "rain"}]}
+    turns = [*HI, {"role": "assistant", "content": message.content}, result]
+    assert asked(client, messages=turns, tools=[WEATHER], tool_choice={"type": "none"}, **OFF).content
+
+
+@pytest.mark.skip(reason="forms are not in the engine yet")
+def test_an_answer_as_a_schema_wants_it_is_read_by_the_package(client: Anthropic) -> None:
+    class Town(BaseModel):
+        town: Literal["Ulm", "Rom"]
+
+    message = client.messages.parse(
+        model="tiny", max_tokens=60, messages=HI, output_format=Town, thinking={"type": "enabled", "budget_tokens": 4},
+        extra_body={"seed": 1},
+    )  # fmt: skip
+    assert isinstance(message.parsed_output, Town)
+
+
+def test_a_key_that_there_is_not_is_an_error_of_its_own() -> None:
+    class Refuses(Open):
+        async def admit(self, scope: Any, api: Any, size: int) -> Who:
+            raise ApiError(401, "No such key.")
+
+    with (
+        serving(gate=Refuses()) as server,
+        server.anthropic("secret") as client,
+        pytest.raises(AuthenticationError, match="No such key"),
+    ):
+        asked(client)
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind", "said"),
+    [
+        ({"model": "another"}, NotFoundError, "no model 'another'"),
+        ({"messages": []}, BadRequestError, "messages"),
+        ({"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]}, BadRequestError, "text only"),
+        ({"messages": [*HI, {"role": "assistant", "content": "I"}]}, BadRequestError, "prefill"),
+        ({"messages": [{"role": "user", "content": "x" * 3000}]}, BadRequestError, "tokens"),
+        ({"more": {"temperature": 7}}, BadRequestError, "temperature"),
+        ({"max_tokens": 0}, BadRequestError, "max_tokens"),
+        ({"more": {"temprature": 1}}, BadRequestError, "'temperature'"),
+        ({"more": {"max_tokens": None}}, BadRequestError, "max_tokens"),
+        ({"thinking": {"type": "enabled", "budget_tokens": 24}}, BadRequestError, "greater than"),
+        ({"stop_sequences": [""]}, BadRequestError, "empty"),
+        ({"more": {"mcp_servers": [{}]}}, BadRequestError, "MCP"),
+    ],
+)
+def test_errors_are_the_packages_own(client: Anthropic, fields: dict[str, Any], kind: Any, said: str) -> None:
+    for ask in (asked, streamed):
+        with pytest.raises(kind, match=said) as caught:
+            ask(client, **fields)
+        assert caught.value.body["type"] == "error" and caught.value.request_id.startswith("req_")
+
+
+HOSTILE = [
+    b"", b"[]", b"\xff", b"[" * 100_000, b'{"max_tokens": 1e999}', b'{"max_tokens": 5, "messages": [[]]}',
+    b'{"max_tokens": 5, "messages": [{"role": "user", "content": "\\ud800"}]}',
+    b'{"max_tokens": 5, "messages": [{"role": "user", "content": [{"type": "text", "text": "\\udfff"}]}]}',
+    b'{"max_tokens": 5, "messages": [{"role": "user", "content": [{"type": {}, "text": 5}]}]}',
+    b'{"max_tokens": 5, "messages": [{"role": "user", "content": "a"}], "system": [5]}',
+    b'{"max_tokens": 5, "messages": [{"role": "user", "content": "a"}], "tools": [{"name": {}}]}',
+    b'{"max_tokens": 5, "messages": [{"role": "user", "content": "a"}], "tool_choice": {"type": "tool", "name": []}}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens"])
+def test_bodies_that_would_break_a_server_are_refused(server: Server, path: str) -> None:
+    for body in HOSTILE:
+        request = urllib.request.Request(server.url + path, body, {"Content-Type": "application/json"})
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(request)
+        with caught.value as answer:
+            said = json.loads(answer.read())
+        assert (answer.code, said["type"], said["error"]["type"]) == (400, "error", "invalid_request_error"), body[:99]
+
+
+def test_bodies_that_are_too_large_and_queues_that_are_full_have_their_own_errors() -> None:
+    with serving(limits=Limits(body_bytes=2000), rows=1, queue=0) as server, server.anthropic() as client:
+        with pytest.raises(RequestTooLargeError):
+            asked(client, messages=[{"role": "user", "content": "x" * 3000}])
+        with client.messages.stream(**fields_of({"min_thinking_tokens": 900}, {"max_tokens": 900})) as stream:
+            next(iter(stream))
+            with pytest.raises(ServiceUnavailableError) as caught:
+                asked(client)
+        assert caught.value.body["error"]["type"] == "overloaded_error"
+        assert int(caught.value.response.headers["retry-after"]) >= 1
+
+
+def test_a_client_that_goes_away_ends_the_work(server: Server, client: Anthropic) -> None:
+    with client.messages.stream(**fields_of({"min_thinking_tokens": 900}, {"max_tokens": 900})) as stream:
+        for _, _event in zip(range(6), stream, strict=False):
+            assert server.host.tickets
+    until = time.monotonic() + 10
+    while server.host.tickets and time.monotonic() < until:
+        time.sleep(0.01)
+    assert not server.host.tickets
+
+
+def test_an_engine_that_dies_is_told_of() -> None:
+    fields = fields_of({"min_thinking_tokens": 900}, {"max_tokens": 900})
+    with serving() as server, server.anthropic() as client, client.messages.stream(**fields) as stream:
+        for _ in zip(range(6), stream, strict=False):
+            pass
+        assert server.host.pid is not None
+        os.kill(server.host.pid, signal.SIGKILL)
+        with pytest.raises(APIStatusError, match="engine"):
+            stream.until_done()
