@@ -16,10 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 import uvicorn
 from fastapi import FastAPI
 from small import GQA, changed, chat, model_of
 
+from mull.data.batch import Example, collate
 from mull.engine.host import Host
 from mull.model.weights import save_model
 from mull.serve.app import build
@@ -27,6 +30,7 @@ from mull.serve.dialogue import Dialogue
 from mull.serve.gate import Gate
 from mull.serve.settings import Limits
 from mull.text.chat import Chat
+from mull.types import Message
 
 TINY = changed(GQA, max_length=1024)
 
@@ -59,6 +63,41 @@ def saved(folder: Path, cfg: Any = TINY, seed: int = 0, template: Chat | None = 
     return folder
 
 
+@dataclass
+class Lesson:
+    """What to answer to a question, at temperature 0."""
+
+    question: str
+    answer: str
+    reasoning: str = ""
+    tools: tuple[Any, ...] = ()
+
+
+def taught(folder: Path, *lessons: Lesson) -> Path:
+    """A model that knows its lessons by heart, with thinking and without; takes about a second."""
+    template, examples = chat(), []
+    for lesson in lessons:
+        before = [Message("user", lesson.question)]
+        said = Message("assistant", lesson.answer, lesson.reasoning)
+        for thinking in (True, False):
+            prompt = template.encode(before, thinking, lesson.tools or None)
+            answer = template.answer(said, thinking, before)
+            examples.append(Example([*prompt, *answer], [0] * len(prompt) + [1] * len(answer)))
+    model = model_of(changed(TINY, width=64, ffn=128), std=0.05).train()
+    batch = collate(examples)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=0.0)
+    for _ in range(400):
+        logits_NV = model.logits(model(batch.tokens_T, batch.documents)[batch.predict_N])
+        loss = F.cross_entropy(logits_NV, batch.target_N)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        if loss.item() < 0.004:
+            break
+    save_model(folder, model.eval(), template)
+    return folder
+
+
 @contextmanager
 def serving(
     folder: Path | None = None, gate: Gate | None = None, limits: Limits | None = None, rows: int = 16,
@@ -74,7 +113,7 @@ def serving(
         built = app(dialogue) if app else build(dialogue, gate, limits)
         door = socket.create_server(("127.0.0.1", 0))
         server = uvicorn.Server(uvicorn.Config(built, log_level="warning", lifespan="off"))
-        ready: asyncio.Future[Any] | Any = threading.Event()
+        ready = threading.Event()
         found: list[Any] = []
 
         async def run() -> None:
@@ -104,4 +143,4 @@ def serving(
             door.close()
 
 
-__all__ = ["TINY", "Server", "saved", "serving"]
+__all__ = ["TINY", "Lesson", "Server", "saved", "serving", "taught"]

@@ -9,14 +9,17 @@ import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from mull.engine.host import Host, Ticket
 from mull.serve import effort
+from mull.serve.calls import grammar_for, parser_for
 from mull.serve.errors import LateError, TooLongError
 from mull.serve.settings import Limits
 from mull.text.chat import Chat
 from mull.text.thoughts import Listener, Verbatim
+from mull.text.tools import Call
 from mull.types import Completion, Delta, Message, Request, Sampling, UserError
 
 T = TypeVar("T")
@@ -35,6 +38,7 @@ class Ask:
     effort: str | None = None  # none|minimal|low|medium|high|xhigh|max; sampling.thinking_tokens given wins
     tools: tuple[Mapping[str, Any], ...] = ()  # {type: function, function: {name, description, parameters}}
     tool_choice: str = "auto"  # auto, none, required, or the name of a function
+    parallel: bool = True  # several calls in one answer are told, not only the first
     template: Mapping[str, Any] = field(default_factory=dict)  # chat_template_kwargs: enable_thinking, thinking
     salt: str = ""  # of the prefix cache: the key's identity, and what the client adds
     logprobs: bool = False  # events carry those of their tokens
@@ -87,6 +91,11 @@ class Choice:
     drawn: tuple[Completion, ...] = ()
     agreed: int = 0
     logprobs: list[Scored] = field(default_factory=list)
+
+    @property
+    def said(self) -> str:
+        """Text and calls, to be compared with other choices'."""
+        return "\n".join([self.text, *(f"{call.name} {call.arguments}" for call in self.tools)]).strip()
 
     def add(self, event: Event) -> None:
         self.reasoning += event.reasoning
@@ -142,7 +151,8 @@ class Dialogue:
             raise TooLongError(f"The prompt has {len(prompt)} tokens; this server takes at most {most}.")
         if (most := self.limits.max_tokens) is not None:
             room = min(room, most)
-        sampling = replace(ask.sampling, thinking=self._thinks(ask), verbatim=not ask.messages)
+        grammar = grammar_for(ask.tools, ask.tool_choice) or ask.sampling.grammar
+        sampling = replace(ask.sampling, thinking=self._thinks(ask), verbatim=not ask.messages, grammar=grammar)
         return Request(prompt, effort.budgeted(sampling, ask.effort, room), (0,))
 
     async def answer(self, ask: Ask) -> AsyncGenerator[Event]:
@@ -189,7 +199,7 @@ class Dialogue:
             async for event in events:
                 told.setdefault(event.index, []).append(event)
                 choices.setdefault(event.index, Choice(event.index)).add(event)
-        texts = [choices[index].text for index in range(len(choices))]
+        texts = [choices[index].said for index in range(len(choices))]
         index = max(range(len(texts)), key=lambda at: (texts.count(texts[at]), -at))
         share = texts.count(texts[index]) / len(texts)
         drawn = tuple(one for index in range(len(choices)) for one in choices[index].drawn)
@@ -232,77 +242,71 @@ async def merged(streams: Sequence[AsyncIterator[T]]) -> AsyncGenerator[tuple[in
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-class Trim:
-    """Text as it comes, without the blanks before and behind all of it."""
-
-    def __init__(self, blanks: str | None = None):
-        self.blanks = blanks
-        self.begun = False
-        self.held = ""
-
-    def feed(self, text: str) -> str:
-        text = self.held + text
-        if not self.begun:
-            text = text.lstrip(self.blanks)
-        kept = text.rstrip(self.blanks)
-        self.held = text[len(kept) :] if kept or self.begun else ""
-        self.begun = self.begun or bool(kept)
-        return kept
-
-
 class _Teller:
     """Events from the Deltas of one choice."""
 
     def __init__(self, index: int, chat: Chat, ask: Ask, request: Request):
-        self.index, self.chat = index, chat
+        self.index = index
         self.made = 0
         self.listener: Listener | Verbatim | None = None  # tells which tokens are the thought's
         if ask.logprobs:
             sampling = request.sampling
             verbatim = sampling.verbatim
             self.listener = chat.verbatim() if verbatim else chat.listener(sampling.thinking, request.tokens)
-        self.scored: tuple[list[Scored], list[Scored]] = ([], [])  # not told yet: the text's, the thought's
+        self.scored: list[Scored] = []  # not told yet
+        self.parser = parser_for(chat, ask.tools, ask.tool_choice)
+        self.parallel = ask.parallel
         self.calls = 0
 
     def hear(self, delta: Delta) -> Iterator[Event]:
         self._score(delta)
         if delta.reasoning:
-            yield Event(self.index, reasoning=delta.reasoning, made=self.made, logprobs=self._scores(True))
-        if delta.text:
-            yield Event(self.index, text=delta.text, made=self.made, logprobs=self._scores(False))
+            yield Event(self.index, reasoning=delta.reasoning, made=self.made, logprobs=self._scores(thought=True))
+        if self.parser is None:
+            if delta.text:
+                yield Event(self.index, text=delta.text, made=self.made, logprobs=self._scores())
+        else:
+            yield from self._told(self.parser.feed(delta.text))
+            if delta.completion is not None:
+                yield from self._told(self.parser.flush())
         if (completion := delta.completion) is not None:
-            rest = self._scores(True) + self._scores(False)
-            finish: Finish = "tool_calls" if self.calls else completion.finish
+            finish: Finish = "tool_calls" if self.calls and completion.finish == "stop" else completion.finish
             yield Event(
                 self.index, finish=finish, completion=completion, drawn=(completion,), agreed=1,
-                made=len(completion.tokens), logprobs=rest,
+                made=len(completion.tokens), logprobs=self._scores(),
             )  # fmt: skip
 
+    def _told(self, parts: Sequence[str | Call]) -> Iterator[Event]:
+        for part in parts:
+            if isinstance(part, str):
+                yield Event(self.index, text=part, made=self.made, logprobs=self._scores())
+            elif self.parallel or not self.calls:
+                self.calls += 1
+                call = ToolCall(a_name("call_"), part.name, part.arguments)
+                yield Event(self.index, tool=call, made=self.made, logprobs=self._scores())
+
     def _score(self, delta: Delta) -> None:
-        """Note the new tokens; of the last Delta, all that none before it told."""
-        tokens, logprobs, alternatives = delta.tokens, delta.logprobs, delta.alternatives
-        if (done := delta.completion) is not None:
-            tokens, logprobs = done.tokens[self.made :], done.logprobs[self.made :]
-            alternatives = done.alternatives[self.made :]
-            if done.finish == "stop" and tokens and self._ends(done):
-                tokens = tokens[:-1]
-        self.made += len(tokens)
-        for at, token in enumerate(tokens if self.listener else ()):
-            assert self.listener is not None
+        """Note the new tokens. That which ended the answer is none of its text's."""
+        self.made += len(delta.tokens)
+        if self.listener is None:
+            return
+        tokens = delta.tokens[:-1] if delta.tokens and self._ended(delta) else delta.tokens
+        for at, token in enumerate(tokens):
             thought = self.listener.thinking
             self.listener.hear(token)
             thought = thought or self.listener.thinking
-            others = alternatives[at] if at < len(alternatives) else ()
-            self.scored[thought].append(Scored(token, logprobs[at], others, thought))
+            others = delta.alternatives[at] if delta.alternatives else ()
+            self.scored.append(Scored(token, delta.logprobs[at], others, thought))
 
-    def _ends(self, completion: Completion) -> bool:
-        last = completion.tokens[-1]
-        return last == completion.stopped_by or last in self.chat.tokenizer.stop_ids
+    def _ended(self, delta: Delta) -> bool:
+        done = delta.completion
+        return done is not None and isinstance(done.stopped_by, int)
 
-    def _scores(self, thought: bool) -> tuple[Scored, ...]:
-        scored = tuple(self.scored[thought])
-        self.scored[thought].clear()
-        return scored
+    def _scores(self, thought: bool = False) -> tuple[Scored, ...]:
+        """Those not told yet, in order; of a thought only its own."""
+        told = tuple(takewhile(lambda one: one.thought, self.scored) if thought else self.scored)
+        del self.scored[: len(told)]
+        return told
 
 
 def a_seed() -> int:
@@ -326,6 +330,6 @@ def usage(completions: Sequence[Completion]) -> dict[str, int]:
 
 
 __all__ = [
-    "Ask", "Choice", "Dialogue", "Event", "Finish", "Scored", "ToolCall", "Trim", "a_name", "a_seed", "gather",
+    "Ask", "Choice", "Dialogue", "Event", "Finish", "Scored", "ToolCall", "a_name", "a_seed", "gather",
     "merged", "usage",
 ]  # fmt: skip

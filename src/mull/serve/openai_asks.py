@@ -34,7 +34,7 @@ class Shape(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _suggest(cls, raw: Any) -> Any:
-        known = cls.model_fields
+        known = [field.alias or name for name, field in cls.model_fields.items()]
         unknown = next((name for name in raw if name not in known), None) if isinstance(raw, Mapping) else None
         if unknown is not None:
             near = difflib.get_close_matches(str(unknown), known, 1)
@@ -274,7 +274,8 @@ class ChatRequest(Drawing):
         )  # fmt: skip
         return Ask(
             messages=messages_of(self.messages), sampling=sampling, n=self.n or 1, votes=self.votes or 1,
-            effort=self.reasoning_effort, tools=tools, tool_choice=choice, template=self._template(),
+            effort=self.reasoning_effort, tools=tools, tool_choice=choice,
+            parallel=self.parallel_tool_calls is not False, template=self._template(),
             salt=self.cache_salt or "", logprobs=bool(self.logprobs),
         )  # fmt: skip
 
