@@ -22,7 +22,7 @@ import sys
 import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +43,7 @@ EXPRESSION, EBNF = 4096, 1 << 16  # letters
 CHOICES, CHOICE_BYTES = 1024, 1 << 16
 BLANKS = 24  # in a row, between the parts of JSON: models are known to write nothing else for ever
 WALK = 200  # tokens
-SLOW = f"needs more than {SECONDS} seconds or {MEMORY >> 20} MB to compile; make it simpler"
+CONTROL = re.compile(rb"[\x00-\x09\x0b-\x1f]")  # JSON needs none; xgrammar lets them into texts of bounded length
 NAMES = {
     "json": "JSON mode", "json_schema": "The JSON schema", "regex": "The regular expression", "choice": "The choice",
     "ebnf": "The grammar",
@@ -137,22 +137,26 @@ class Compiled:
     inner: Any
     info: Any
     size: int  # bytes
+    never: tuple[int, ...] = ()  # tokens that have no place in it, whatever xgrammar says
 
 
-def _info(xgrammar: Any, tokenizer: Tokenizer, vocab: int) -> Any:
-    stops = [token for token in tokenizer.stop_ids if token < vocab]
+def _info(xgrammar: Any, words: list[bytes], stop_ids: Sequence[int]) -> Any:
+    stops = [token for token in stop_ids if token < len(words)]
     if not stops:
         raise UserError("This model's tokenizer has no token that ends an answer, so no form can be enforced.")
-    kind = xgrammar.VocabType.RAW
-    return xgrammar.TokenizerInfo(vocabulary(tokenizer, vocab), kind, vocab_size=vocab, stop_token_ids=stops)
+    return xgrammar.TokenizerInfo(words, xgrammar.VocabType.RAW, vocab_size=len(words), stop_token_ids=stops)
 
 
 class Grammars:
-    """Compiles for one model. `vocab` is the model's, which may be larger than the tokenizer's."""
+    """Compiles for one model. `vocab` is the model's, which may be larger than the tokenizer's.
 
-    def __init__(self, tokenizer: Tokenizer, vocab: int):
-        self.tokenizer, self.vocab = tokenizer, vocab
+    `seconds` of CPU time are what one grammar gets.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, vocab: int, seconds: int = SECONDS):
+        self.tokenizer, self.vocab, self.seconds = tokenizer, vocab, seconds
         self._info: Any = None
+        self._controls: tuple[int, ...] = ()
         self._known: OrderedDict[Grammar, Future[Compiled]] = OrderedDict()
         self._lock = threading.Lock()
         self._thread = ThreadPoolExecutor(1, "grammar")
@@ -185,21 +189,28 @@ class Grammars:
     def _make(self, form: Grammar, name: str) -> Compiled:
         xgrammar = _xgrammar()
         if self._info is None:
-            self._info = _info(xgrammar, self.tokenizer, self.vocab)
+            words = vocabulary(self.tokenizer, self.vocab)
+            self._info = _info(xgrammar, words, self.tokenizer.stop_ids)
+            self._controls = tuple(token for token, word in enumerate(words) if CONTROL.search(word))
         try:
             if self._process is None or not self._process.alive:
-                self._process = _Process(self._info.serialize_json())
+                if self._process is not None:
+                    self._process.end()
+                self._process = _Process(self._info.serialize_json(), self.seconds)
             said = self._process.ask({"kind": form.kind, "text": form.text})
         except TimeoutError as error:  # the machine's fault, perhaps: it may be asked again
             with self._lock:
                 self._known.pop(form, None)
             raise UserError(str(error)) from None
         if said is None:
-            raise UserError(f"{name} {SLOW}.")
+            raise UserError(
+                f"{name} needs more than {self.seconds} seconds or {MEMORY >> 20} MB to compile; make it simpler."
+            )
         if "wrong" in said:
             raise UserError(f"{name} cannot be used: {said['wrong']}.")
         inner = xgrammar.CompiledGrammar.deserialize_json(said["compiled"], self._info)
-        return Compiled(inner, self._info, inner.memory_size_bytes)
+        never = self._controls if form.kind == "json_schema" else ()
+        return Compiled(inner, self._info, inner.memory_size_bytes, never)
 
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
@@ -210,9 +221,9 @@ class Grammars:
 class _Process:
     """Whoever compiles. It is asked one thing at a time, by lines of JSON. Raises TimeoutError."""
 
-    def __init__(self, info: str):
+    def __init__(self, info: str, seconds: int):
         self._inner = subprocess.Popen(
-            [sys.executable, "-m", "mull.engine.grammar"], env={**os.environ, "OMP_NUM_THREADS": "1"},
+            [sys.executable, "-m", "mull.engine.grammar", str(seconds)], env={**os.environ, "OMP_NUM_THREADS": "1"},
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         if self._ask(info.encode()) is None:
@@ -261,6 +272,7 @@ class Matcher:
         self._inner = xgrammar.GrammarMatcher(compiled.inner)
         self._bits = xgrammar.allocate_token_bitmask(1, compiled.info.vocab_size)
         self._stops: list[int] = compiled.info.stop_token_ids
+        self._never = list(compiled.never)
 
     @property
     def done(self) -> bool:
@@ -275,6 +287,7 @@ class Matcher:
             logits_V[self._stops] = kept
         elif self._inner.fill_next_token_bitmask(self._bits):
             self._apply(logits_V[None], self._bits.to(logits_V.device))
+            logits_V[self._never] = -float("inf")
 
     def accept(self, token: int) -> None:
         """The token that came next, as the mask allowed it."""
@@ -283,7 +296,7 @@ class Matcher:
             assert taken, f"the grammar did not allow token {token}"
 
 
-def main() -> None:
+def main(seconds: int) -> None:
     """The process that compiles: a vocabulary, then grammars, one a line."""
     import resource
 
@@ -302,7 +315,7 @@ def main() -> None:
         out.flush()
         for line in sys.stdin:
             used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
-            resource.setrlimit(resource.RLIMIT_CPU, (int(used) + SECONDS + 1, resource.RLIM_INFINITY))
+            resource.setrlimit(resource.RLIMIT_CPU, (int(used) + seconds + 1, resource.RLIM_INFINITY))
             out.write(json.dumps(_answer(xgrammar, compiler, info, json.loads(line), said)).encode() + b"\n")
             out.flush()
 
@@ -356,4 +369,4 @@ def _walk(xgrammar: Any, made: Any, info: Any) -> None:
 __all__ = ["Compiled", "Grammars", "Matcher", "check", "vocabulary"]
 
 if __name__ == "__main__":
-    main()
+    main(int(sys.argv[1]))

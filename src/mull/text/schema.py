@@ -111,7 +111,7 @@ class _Schema:
         made = [self.node(one, f"{at}/{i}", depth + 1) for i, one in enumerate(value)]
         if word == "oneOf" and len(value) > ONE_OF:
             raise self.wrong(at, f"there are more than {ONE_OF} alternatives; say anyOf")
-        if word == "oneOf" and not all(_disjoint(a, b) for a, b in combinations(value, 2)):
+        if word == "oneOf" and not all(self.disjoint(a, b) for a, b in combinations(value, 2)):
             raise self.wrong(at, "a value could satisfy several; say anyOf, or give each its own type or constant")
         return {"anyOf": made}
 
@@ -129,6 +129,32 @@ class _Schema:
         if not found:
             raise self.wrong(at, f"{str(ref)[:100]!r} is no definition of this schema, like '#/$defs/NAME'")
         return ref
+
+    def disjoint(self, a: Any, b: Any, within: bool = True) -> bool:
+        """Whether it is plain that no value satisfies both: by type, constant, or a required property's constant."""
+        a, b = self.meant(a), self.meant(b)
+        if a is None or b is None:
+            return False
+        constants = [_constants(a), _constants(b)]
+        if constants[0] and constants[1]:
+            return constants[0].isdisjoint(constants[1])
+        kinds = [{"number" if kind == "integer" else kind for kind in _types(one) or ()} for one in (a, b)]
+        if kinds[0] and kinds[1] and kinds[0].isdisjoint(kinds[1]):
+            return True
+        if kinds != [{"object"}, {"object"}]:
+            return False
+        ours, theirs = a.get("properties"), b.get("properties")
+        if not within or not (isinstance(ours, Mapping) and isinstance(theirs, Mapping)):
+            return False
+        shared = {*_names(a.get("required"))} & {*_names(b.get("required"))}
+        return any(self.disjoint(ours.get(name), theirs.get(name), within=False) for name in shared)
+
+    def meant(self, schema: Any) -> Mapping[str, Any] | None:
+        """Behind a reference to a definition."""
+        if isinstance(schema, Mapping) and "$ref" in schema and schema["$ref"] != "#":
+            _, place, name = self.target(schema["$ref"], "").split("/")
+            schema = self.root[place][name]
+        return schema if isinstance(schema, Mapping) else None
 
     def plain(self, schema: Mapping[str, Any], at: str, depth: int) -> dict[str, Any]:
         """One that tells types and what belongs to them."""
@@ -200,8 +226,8 @@ class _Schema:
 
     def array(self, given: dict[str, Any], at: str, depth: int) -> dict[str, Any]:
         if "prefixItems" in given:
-            if not isinstance(given["prefixItems"], list):
-                raise self.wrong(f"{at}/prefixItems", "there must be a list of schemas")
+            if not isinstance(given["prefixItems"], list) or not given["prefixItems"]:
+                raise self.wrong(f"{at}/prefixItems", "there must be a list of schemas that is not empty")
             given["prefixItems"] = [
                 self.node(one, f"{at}/prefixItems/{i}", depth + 1) for i, one in enumerate(given["prefixItems"])
             ]
@@ -249,25 +275,6 @@ def _is(value: Any, kind: str) -> bool:
         whole = isinstance(value, int) or (kind == "number" and isinstance(value, float))
         return whole and not isinstance(value, bool)
     return kind in PYTHON and isinstance(value, PYTHON[kind])
-
-
-def _disjoint(a: Any, b: Any) -> bool:
-    """Whether it is plain that no value satisfies both: by type, by constant, or by a required property's constant."""
-    if not (isinstance(a, Mapping) and isinstance(b, Mapping)):
-        return False
-    constants = [_constants(a), _constants(b)]
-    if None not in constants and constants[0] and constants[1]:
-        return constants[0].isdisjoint(constants[1])
-    kinds = [{"number" if kind == "integer" else kind for kind in _types(one) or ()} for one in (a, b)]
-    if kinds[0] and kinds[1] and kinds[0].isdisjoint(kinds[1]):
-        return True
-    if kinds != [{"object"}, {"object"}]:
-        return False
-    shared = {*_names(a.get("required"))} & {*_names(b.get("required"))}
-    ours, theirs = a.get("properties"), b.get("properties")
-    if not (isinstance(ours, Mapping) and isinstance(theirs, Mapping)):
-        return False
-    return any(_disjoint(ours.get(name), theirs.get(name)) for name in shared)
 
 
 def _names(value: Any) -> list[str]:
