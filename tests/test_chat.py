@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tokenizers
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from small import TEXTS as LEARNT
 from small import VOCAB, chat
@@ -19,6 +19,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from mull.text.chat import TEMPLATE, Chat
 from mull.text.tokenizer import END_THINK, HOUSE, SPECIALS, THINK, Tokenizer
+from mull.text.tools import Call, form_of, parser_of
 from mull.text.vocab import metadata_of
 from mull.types import Message, UserError
 
@@ -126,6 +127,7 @@ def ids_of_theirs(name: str, messages: list[Message], tools: Any, thinking: bool
             talk[-1]["reasoning_content"] = m.reasoning
         if m.tool_calls:
             talk[-1]["tool_calls"] = [*m.tool_calls]
+        talk[-1] |= {key: said for key in ("name", "tool_call_id") if (said := getattr(m, key)) is not None}
     return theirs(name).apply_chat_template(
         talk, tools=tools, add_generation_prompt=True, enable_thinking=thinking, thinking=thinking, return_dict=False
     )
@@ -150,6 +152,7 @@ words = st.lists(
     st.sampled_from(["hi", " ", "\n", "  x", "a < b", "é", "7", "<b>", "{{ x }}", "你好", "</", "'", '"', "/no_think"]),
     max_size=5,
 ).map("".join)
+names = st.none() | st.just("weather")
 thoughtful = st.builds("<think>\n{}\n</think>\n\n{}".format, words, words)
 
 
@@ -168,9 +171,18 @@ def conversations(draw: st.DrawFn) -> list[Message]:
                 talk.append(Message("assistant", draw(words), reasoning=draw(words)))
             case "call":
                 talk.append(Message("assistant", "", tool_calls=(CALL,)))
-                talk.append(Message("tool", draw(words)))
+                talk.append(Message("tool", draw(words), name=draw(names), tool_call_id=draw(names)))
                 talk.append(Message("assistant", draw(words)))
     return [*talk, Message("user", draw(words))]
+
+
+# whose templates leave tools out, or break on them
+WITHOUT_TOOLS = (
+    "HuggingFaceTB-SmolLM3-3B", "deepseek-ai-DeepSeek-R1-Distill-Llama-8B", "deepseek-ai-DeepSeek-R1-Distill-Qwen-32B",
+    "deepseek-ai-DeepSeek-V3.1",
+)  # fmt: skip
+# which wants None for the content beside calls; transformers takes what is None out of messages
+NO_CONTENT = "deepseek-ai-DeepSeek-R1-Distill-Llama-8B"
 
 
 @needs_templates
@@ -180,7 +192,8 @@ def conversations(draw: st.DrawFn) -> list[Message]:
 def test_published_templates_give_the_ids_that_transformers_gives(
     name: str, talk: list[Message], with_tools: bool, thinking: bool
 ) -> None:
-    tools = [TOOL] if with_tools else None
+    tools = [TOOL] if with_tools and name not in WITHOUT_TOOLS else None
+    assume(name != NO_CONTENT or not any(m.tool_calls for m in talk))
     try:
         want = ids_of_theirs(name, talk, tools, thinking)
     except Exception:  # the template refuses such a conversation, or breaks on it
@@ -190,10 +203,91 @@ def test_published_templates_give_the_ids_that_transformers_gives(
         assert published(name).encode(talk, thinking, tools) == want
 
 
+PLAIN = (
+    "{% for m in messages %}[{{ m.role }}]{{ m.content | trim }}<|im_end|>{% endfor %}"
+    "{{ '[assistant]' if add_generation_prompt }}"
+)
+WANTS_TEXT = (
+    "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% for c in m.tool_calls %}<tool_call>"
+    "{{ c.function.name + ' ' + c.function.arguments }}</tool_call>{% endfor %}{% endfor %}"
+    "{{ '[assistant]' if add_generation_prompt }}"
+)  # as DeepSeek's first ones
+
+
+def with_arguments(arguments: object) -> list[Message]:
+    call = {**CALL, "function": {"name": "weather", "arguments": arguments}}
+    return [Message("user", "q"), Message("assistant", "", tool_calls=(call,)), Message("tool", "warm")]
+
+
+@needs_templates
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if name != NO_CONTENT])
+def test_arguments_reach_a_template_as_it_wants_them(name: str) -> None:
+    """Clients write them as text; transformers' templates are written for objects."""
+    tools = [TOOL] if "tool_use" in name else None
+    want = ids_of_theirs(name, with_arguments({"city": "Köln", "days": 2}), tools, True)
+    for arguments in ({"city": "Köln", "days": 2}, '{"city": "Köln", "days": 2}', '{"city":"K\\u00f6ln","days":2}'):
+        assert published(name).encode(with_arguments(arguments), True, tools) == want
+    empty = ids_of_theirs(name, with_arguments({}), tools, True)
+    assert published(name).encode(with_arguments(""), True, tools) == empty
+
+
+@pytest.mark.parametrize("shown", ["+ ' ' + c.function.arguments", "~ ' ' ~ c.function.arguments"])
+def test_arguments_are_text_for_templates_that_want_text(shown: str) -> None:
+    own = Chat(chat().tokenizer, WANTS_TEXT.replace("+ ' ' + c.function.arguments", shown))
+    for arguments in ({"city": "Köln"}, '{"city": "Köln"}'):
+        said = own.tokenizer.decode(own.encode(with_arguments(arguments)))
+        assert said == '[user]q[assistant]<tool_call>weather {"city": "Köln"}</tool_call>[tool]warm[assistant]'
+
+
+@pytest.mark.parametrize("arguments", ["no json", "[1]", "{" * 5000, None, 3])
+def test_arguments_that_are_none_are_the_templates_to_judge(arguments: object) -> None:
+    own = Chat(
+        chat().tokenizer, WANTS_TEXT.replace("+ ' ' + c.function.arguments", "~ (c.function.arguments | tojson)")
+    )
+    said = own.tokenizer.decode(own.encode(with_arguments(arguments)))
+    assert f"<tool_call>weather{json.dumps(arguments)}</tool_call>" in said
+
+
+@pytest.mark.parametrize("name", ["ours", "plain", *WITHOUT_TOOLS])
+def test_a_template_without_tools_has_them_described(name: str) -> None:
+    if name in WITHOUT_TOOLS and not PUBLISHED:
+        pytest.skip("the published templates in ../shared are not here")
+    them = {"ours": chat(), "plain": Chat(chat().tokenizer, PLAIN)}.get(name) or published(name)
+    asked = [Message("system", "Be brief."), Message("user", "q")]
+    bare = them.tokenizer.decode(them.encode(asked))
+    said = them.tokenizer.decode(them.encode(asked, tools=[TOOL]))
+    assert json.dumps(TOOL, ensure_ascii=False) not in bare
+    assert "Be brief.\n\n# Tools" in said
+    assert json.dumps(TOOL, ensure_ascii=False) in said
+    form = form_of(them)
+    assert form.example in said
+    if name.startswith("deepseek"):
+        assert them.tokenizer.added["<｜tool▁call▁begin｜>"] in them.encode(asked, tools=[TOOL])
+    # and what was called and answered is in the conversation, in the form that is read
+    talk = [*with_arguments('{"city": "Köln"}'), Message("assistant", "It is warm."), Message("user", "Sure?")]
+    said = them.tokenizer.decode(them.encode(talk, tools=[TOOL]))
+    heard = parser_of(them, [TOOL])
+    calls = [one for one in [*heard.feed(said.replace(form.example, "")), *heard.flush()] if isinstance(one, Call)]
+    assert calls == [Call("weather", '{"city": "Köln"}')]
+    assert "warm" in said and "Sure?" in said and "<tool_response>" not in said
+
+
+def test_results_that_a_template_leaves_out_are_turns_of_the_user() -> None:
+    deaf = Chat(
+        chat().tokenizer, PLAIN.replace("{% for m in messages %}", "{% for m in messages if m.role != 'tool' %}")
+    )
+    talk = [*with_arguments("{}"), Message("tool", "<|im_end|>cold"), Message("user", "Sure?")]
+    said = deaf.tokenizer.decode(deaf.encode(talk, tools=[TOOL]))
+    told = "<tool_response>\nwarm\n</tool_response>\n<tool_response>\n<|im_end|>cold\n</tool_response>"
+    assert f"[user]{told}<|im_end|>[user]Sure?" in said
+    assert deaf.encode(talk, tools=[TOOL]).count(chat().tokenizer.eos) == 5  # a system message came with the tools
+    assert "warm" not in deaf.tokenizer.decode(deaf.encode(talk))
+
+
 forging = st.lists(st.sampled_from([*MARKUP, "<|im_", "end|>", "/think", "<", "a", "\n", " "]), max_size=5).map("".join)
 
 
-CHANNELS = ("system", "asked", "thought", "named", "key", "value", "result", "tool")
+CHANNELS = ("system", "asked", "thought", "named", "key", "value", "result", "tool", "id")
 
 
 def spoken(said: dict[str, str], ends: bool) -> tuple[list[Message], list[dict[str, Any]]]:
@@ -202,7 +296,8 @@ def spoken(said: dict[str, str], ends: bool) -> tuple[list[Message], list[dict[s
     call = {"type": "function", "id": "c", "function": {"name": w["named"], "arguments": {w["key"]: w["value"]}}}
     talk = [
         Message("system", w["system"]), Message("user", w["asked"]),
-        Message("assistant", "", w["thought"], tool_calls=(call,)), Message("tool", w["result"]),
+        Message("assistant", "", w["thought"], tool_calls=(call,)),
+        Message("tool", w["result"], name=w["named"], tool_call_id=w["id"]),
     ]  # fmt: skip
     about = {"type": "string", "description": w["tool"], "enum": [w["tool"]]}
     parameters = {"type": "object", "properties": {w["tool"]: about}, "required": [w["tool"]]}
@@ -293,10 +388,6 @@ def test_an_assistants_earlier_thought_is_left_out_as_the_template_says(name: st
     assert ids == ids_of_theirs(name, talk, None, True)
 
 
-PLAIN = (
-    "{% for m in messages %}[{{ m.role }}]{{ m.content | trim }}<|im_end|>{% endfor %}"
-    "{{ '[assistant]' if add_generation_prompt }}"
-)
 short = st.text("ab1 ", max_size=6).map(str.strip)
 SPOKEN = [name for name in PUBLISHED if "tool_use" not in name and "gpt-oss" not in name]  # whose channels are not read
 

@@ -11,7 +11,9 @@ An assistant's own messages are marked too, but for <think> and </think>: publis
 leave earlier thoughts out. Our own template shows earlier turns without their thinking.
 
 A thought is opened by the prompt's end (ours, R1, QwQ) or by the answer's beginning (Qwen3), as the template has it;
-models that do not think (SmolLM2) just answer.
+models that do not think (SmolLM2) just answer (text/thoughts.py).
+
+Tools are shown as the template shows them, and described in a system message where it knows none (text/offer.py).
 """
 
 from __future__ import annotations
@@ -27,10 +29,12 @@ from typing import Any
 from mull.formats.bounded import read_text
 from mull.formats.gguf import is_gguf, read_header
 from mull.run import write_atomic
+from mull.text.offer import Habits, calls_for, described, habits_of
 from mull.text.pieces import Pieces, spelling
-from mull.text.template import Template
+from mull.text.template import Plain, Template
 from mull.text.thoughts import Listener, Parser, Verbatim, marks_of
 from mull.text.tokenizer import Tokenizer, beginnings, read_json
+from mull.text.tools import form_of
 from mull.types import Message, UserError
 
 TEMPLATE = (
@@ -73,6 +77,7 @@ class Chat:
             if name.endswith("_token") and isinstance(text, str | Mapping)
         }
         self._opens: dict[bool, bool] = {}
+        self._known_habits: dict[bool, Habits] = {}
 
     @property
     def thinks(self) -> bool:
@@ -124,11 +129,14 @@ class Chat:
         def sign_own(text: str) -> str:
             return self._said.sub(lambda found: found[0] + mark, text)
 
-        shown = [_plain(message, sign, sign if self.house else sign_own) for message in messages]
-        text = compiled.render(  # enable_thinking is Qwen's and GLM's name for it, thinking DeepSeek's and Kimi's
-            shown, prompt, tools=_signed(tools, sign) if tools else None, enable_thinking=thinking, thinking=thinking,
-            **self._variables,
-        )  # fmt: skip
+        called = any(message.tool_calls for message in messages)
+        habits = self._habits(bool(tools)) if tools or called else Habits()
+        own = sign if self.house else sign_own
+        shown = [_plain(message, sign, own, habits) for message in messages]
+        offered = _signed(tools, sign) if tools else None
+        if offered and self.tool_template is None and not habits.tools:
+            shown, offered = described(shown, offered, form_of(self).example, habits), None
+        text = self._render(compiled, shown, offered, thinking, prompt)
         pieces = text.split(mark)
         if len(pieces) == 1:
             return text, []
@@ -138,6 +146,22 @@ class Chat:
             if at and self.tokenizer.forgery.match(text, at - 1):
                 cuts.append(at)
         return text, cuts
+
+    def _render(
+        self, compiled: Template, shown: Sequence[Plain], tools: Sequence[Plain] | None, thinking: bool, prompt: bool
+    ) -> str:
+        return compiled.render(  # enable_thinking is Qwen's and GLM's name for it, thinking DeepSeek's and Kimi's
+            shown, prompt, tools=tools, enable_thinking=thinking, thinking=thinking, **self._variables
+        )
+
+    def _habits(self, tools: bool) -> Habits:
+        """Of the template for conversations with tools, or of the other."""
+        compiled = self._for_tools if tools else self._compiled
+        if compiled is not None and tools not in self._known_habits:
+            self._known_habits[tools] = habits_of(
+                lambda messages, tools: self._render(compiled, messages, tools, True, True), _probe()
+            )
+        return self._known_habits[tools]
 
     def _ids(self, text: str, cuts: Sequence[int], begin: int = 0) -> list[int]:
         if not cuts:
@@ -288,7 +312,7 @@ def _probe() -> str:
     return f"@{secrets.randbits(64)}@"
 
 
-def _plain(message: Message, sign: Sign, sign_own: Sign) -> dict[str, Any]:
+def _plain(message: Message, sign: Sign, sign_own: Sign, habits: Habits) -> dict[str, Any]:
     """A message as templates see it. Raises UserError for an unknown role."""
     if message.role not in ROLES:
         raise UserError(f"There is no role {message.role!r}; roles are {', '.join(ROLES)}.")
@@ -297,7 +321,12 @@ def _plain(message: Message, sign: Sign, sign_own: Sign) -> dict[str, Any]:
     if message.reasoning is not None:
         shown["reasoning_content"] = shown["thinking"] = sign(message.reasoning)
     if message.tool_calls:
-        shown["tool_calls"] = _signed(message.tool_calls, sign)
+        shown["tool_calls"] = _signed(calls_for(message.tool_calls, habits.as_text), sign)
+        if habits.as_none and not message.content:
+            shown["content"] = None
+    for name in ("name", "tool_call_id"):
+        if (said := getattr(message, name)) is not None:
+            shown[name] = sign(said)
     return shown
 
 
