@@ -102,9 +102,12 @@ def taught(folder: Path, *lessons: Lesson) -> Path:
 def serving(
     folder: Path | None = None, gate: Gate | None = None, limits: Limits | None = None, rows: int = 16,
     queue: int = 64, options: dict[str, Any] | None = None,
-    app: Callable[[Dialogue], FastAPI] | None = None,
+    app: Callable[[Dialogue], FastAPI] | None = None, buffer: int | None = None,
 ) -> Iterator[Server]:  # fmt: skip
-    """`options` go to the engine's process; `app` makes another application than build()."""
+    """`options` go to the engine's process; `app` makes another application than build().
+
+    `buffer` is how many bytes the kernel keeps of what a client does not read.
+    """
     with tempfile.TemporaryDirectory() as made:
         folder = folder or saved(Path(made) / "tiny")
         template = Chat.load(folder)
@@ -112,6 +115,8 @@ def serving(
         dialogue = Dialogue(host, template, "tiny", TINY.max_length, "tiny-fast", limits)
         built = app(dialogue) if app else build(dialogue, gate, limits)
         door = socket.create_server(("127.0.0.1", 0))
+        if buffer is not None:
+            door.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
         server = uvicorn.Server(uvicorn.Config(built, log_level="warning", lifespan="off"))
         ready = threading.Event()
         found: list[Any] = []

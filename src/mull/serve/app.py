@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from contextlib import suppress
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -30,6 +31,7 @@ from mull.serve.sse import GoneError
 from mull.types import UserError
 
 PROTOCOLS = (openai.routes, completions.routes, responses.routes, anthropic.routes)  # each makes those of a dialogue
+WITH_BODY = ("POST", "PUT", "PATCH")
 log = logging.getLogger("mull.serve")
 
 
@@ -63,8 +65,6 @@ def _known(request: Request, error: Exception) -> ApiError:
         return of_validation(list(error.errors()))
     if not isinstance(error, HTTPException):
         return of(error)
-    if isinstance(error.__cause__, ApiError):  # raised while FastAPI read the body
-        return error.__cause__
     if error.status_code == 404:
         return ApiError(404, f"There is no {request.url.path[:80]} here.")
     if error.status_code == 405:
@@ -101,11 +101,9 @@ class Door:
             await send(message)
 
         try:
-            size = _size(scope)
-            visit.who = await self.gate.admit(scope, api, size)
-            if size > self.limits.body_bytes:
-                raise self._too_big()
-            await self.app(scope, self._bounded(receive), named)
+            visit.who = await self.gate.admit(scope, api, _size(scope))
+            inner = await self._read(receive, _size(scope)) if scope["method"] in WITH_BODY else receive
+            await self.app(scope, inner, named)
         except Exception as error:
             known = of(error)
             if known.status == 500:
@@ -114,30 +112,41 @@ class Door:
                 raise  # the connection is closed: what was said so far is no answer
             await told(known, visit)(scope, receive, named)
 
-    def _too_big(self) -> ApiError:
-        return ApiError(413, f"The body is too large; this server reads at most {self.limits.body_bytes:,} bytes.")
-
-    def _bounded(self, receive: Receive) -> Receive:
-        """The body, as long as it is not too large and comes in time."""
-        read, whole = 0, False
-        until = asyncio.get_running_loop().time() + self.limits.read_seconds
-
-        async def bounded() -> Message:
-            nonlocal read, whole
-            if whole:
-                return await receive()
-            try:
-                async with asyncio.timeout_at(until):
+    async def _read(self, receive: Receive, size: int) -> Receive:
+        """Says the whole body, if it is not too large and comes in time, and then what comes."""
+        parts: list[bytes] = []
+        most, going_on = self.limits.body_bytes, True
+        try:
+            async with asyncio.timeout(self.limits.read_seconds):
+                while going_on:
+                    if size > most:
+                        raise ApiError(413, f"The body is too large; this server reads at most {most:,} bytes.")
                     message = await receive()
-            except TimeoutError:
-                raise ApiError(408, "The body took too long to arrive.") from None
-            read += len(message.get("body", b""))
-            whole = not message.get("more_body", False)
-            if read > self.limits.body_bytes:
-                raise self._too_big()
-            return message
+                    if message["type"] == "http.disconnect":
+                        raise GoneError
+                    parts.append(message.get("body", b""))
+                    going_on, size = message.get("more_body", False), sum(map(len, parts))
+        except TimeoutError:
+            raise ApiError(408, "The body took too long to arrive.") from None
+        body = b"".join(parts)
+        _must_be_text(body)
+        messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
-        return bounded
+        async def said() -> Message:
+            return messages.pop() if messages else await receive()
+
+        return said
+
+
+def _must_be_text(body: bytes) -> None:
+    """Raises ApiError for half a character, which JSON can write (as \\ud800) and nobody can encode."""
+    if b"\\ud" not in body and b"\\uD" not in body:
+        return
+    with suppress(ValueError, RecursionError):  # no JSON: that is said later
+        try:
+            json.dumps(json.loads(body), ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ApiError(400, "The body has half a surrogate pair in a text, which is no character.") from None
 
 
 def _size(scope: Scope) -> int:

@@ -162,11 +162,14 @@ class Dialogue:
         """
         if ask.votes > 1 and ask.n > 1:
             raise UserError("votes draws several answers and gives one of them; n must be 1 then.")
+        count, most = max(ask.n, ask.votes), self.host.rows + self.host.queue
+        if count > most:
+            raise UserError(f"This server has room for at most {most} answers at a time, not {count}.")
         request = await asyncio.to_thread(self.request, ask)
         tickets: list[Ticket] = []
         late = None
         try:
-            for choice in range(max(ask.n, ask.votes)):  # one by one: those before one that is refused are cancelled
+            for choice in range(count):  # one by one: those before one that is refused are cancelled
                 ticket = self.host.submit(replace(request, key=(choice,)), ask.salt)
                 tickets.append(ticket)
             late = asyncio.get_running_loop().call_later(self.limits.seconds, self._late, tickets)
