@@ -20,6 +20,7 @@ from mull.serve.settings import Limits
 from mull.text.chat import Chat
 from mull.text.thoughts import Listener, Verbatim
 from mull.text.tools import Call
+from mull.text.votes import majority
 from mull.types import Completion, Delta, Message, Request, Sampling, UserError
 
 T = TypeVar("T")
@@ -202,9 +203,8 @@ class Dialogue:
             async for event in events:
                 told.setdefault(event.index, []).append(event)
                 choices.setdefault(event.index, Choice(event.index)).add(event)
-        texts = [choices[index].said for index in range(len(choices))]
-        index = max(range(len(texts)), key=lambda at: (texts.count(texts[at]), -at))
-        share = texts.count(texts[index]) / len(texts)
+        whole = [choice.said if choice.finish != "length" else "" for _, choice in sorted(choices.items())]
+        index, share = majority(whole)  # an answer that was cut off has no vote
         drawn = tuple(one for index in range(len(choices)) for one in choices[index].drawn)
         for event in told[index]:
             if event.finish is not None:
