@@ -394,7 +394,6 @@ def test_why_a_real_answer_stopped(client: Anthropic) -> None:
     assert full.stop_reason == "model_context_window_exceeded"
 
 
-@pytest.mark.skip(reason="forms are not in the engine yet")
 def test_a_call_is_made_and_its_result_read(client: Anthropic) -> None:
     fields: dict[str, Any] = {"tools": [WEATHER], "tool_choice": {"type": "tool", "name": "weather"}, **OFF}
     message = asked(client, **fields, max_tokens=60)
@@ -406,7 +405,6 @@ def test_a_call_is_made_and_its_result_read(client: Anthropic) -> None:
     assert asked(client, messages=turns, tools=[WEATHER], tool_choice={"type": "none"}, **OFF).content
 
 
-@pytest.mark.skip(reason="forms are not in the engine yet")
 def test_an_answer_as_a_schema_wants_it_is_read_by_the_package(client: Anthropic) -> None:
     class Town(BaseModel):
         town: Literal["Ulm", "Rom"]

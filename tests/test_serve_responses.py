@@ -372,7 +372,6 @@ def test_thoughts_are_an_item_and_are_counted(client: OpenAI) -> None:
     assert response.usage.total_tokens == response.usage.input_tokens + response.usage.output_tokens
 
 
-@pytest.mark.skip(reason="forms are not in the engine yet")
 def test_an_answer_as_a_schema_wants_it_is_read_by_the_package(client: OpenAI) -> None:
     class Town(BaseModel):
         town: Literal["Ulm", "Rom"]
@@ -383,7 +382,6 @@ def test_an_answer_as_a_schema_wants_it_is_read_by_the_package(client: OpenAI) -
     assert isinstance(response.output_parsed, Town)
 
 
-@pytest.mark.skip(reason="forms are not in the engine yet")
 def test_a_call_is_made_and_its_result_read(client: OpenAI) -> None:
     fields: dict[str, Any] = {"tools": [WEATHER], "tool_choice": {"type": "function", "name": "weather"}, **PLAIN}
     first = asked(client, **fields, max_output_tokens=60)
@@ -467,6 +465,7 @@ def counted(client: OpenAI, items: list[Any]) -> int:
         ({"previous_response_id": "resp_none"}, NotFoundError, "no response"),
         ({"input": [{"role": "assistant", "content": ""}]}, BadRequestError, "empty"),
         ({"metadata": {"a": "b" * 600}}, BadRequestError, "metadata"),
+        ({"text": {"format": {"type": "json_schema", "name": "n", "schema": {"type": 5}}}}, BadRequestError, None),
     ],
 )
 def test_errors_are_the_packages_own(client: OpenAI, fields: dict[str, Any], kind: Any, said: str | None) -> None:
