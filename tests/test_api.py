@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from small import GQA, changed, chat, model_of
 
 import mull
 from mull.api import Model
 from mull.locate import find_run, locate
-from mull.types import Completion, Delta, Message, UserError
+from mull.model.weights import save_model
+from mull.types import Completion, Delta, Grammar, Message, UserError
 
 QUESTION = "Find the Greatest Common Divisor (GCD) of these numbers: 2, 3. Give only the GCD as your final answer."
 
@@ -21,6 +23,14 @@ QUESTION = "Find the Greatest Common Divisor (GCD) of these numbers: 2, 3. Give 
 @pytest.fixture(scope="module")
 def model(done: Path) -> Model:
     return mull.load(f"{done}:taught")
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """A model whose every number was drawn; it says anything."""
+    folder = tmp_path_factory.mktemp("drawn")
+    save_model(folder, model_of(changed(GQA, max_length=2048)), chat())
+    return Model.load(folder, "cpu")
 
 
 def said(completion: Completion) -> tuple[object, ...]:
@@ -98,11 +108,98 @@ def test_an_answer_has_a_price(model: Model):
         ({"temperature": float("inf")}, "temperature must be"),
         ({"top_p": 0.0}, "top_p must be above 0"),
         ({"top_k": -1}, "top_k must be 0"),
+        ({"min_p": 1.5}, "min_p must be between 0 and 1, not 1.5"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty must be above 0"),
+        ({"presence_penalty": 3}, "presence_penalty must be between -2 and 2"),
+        ({"frequency_penalty": float("nan")}, "frequency_penalty must be between"),
+        ({"top_logprobs": 21}, "top_logprobs must be between 0 and 20"),
+        ({"thinking_tokens": -1}, "thinking_tokens must be 0"),
+        ({"min_thinking_tokens": -1}, "min_thinking_tokens must be 0"),
+        ({"max_tokens": 1.5}, "max_tokens must be at least 1, not 1.5"),
+        ({"max_tokens": True}, "max_tokens must be at least 1, not True"),
+        ({"seed": "x"}, "seed must be a whole number"),
+        ({"thinking": 1}, "thinking must be True or False"),
+        ({"closing": 1}, "closing must be text"),
+        ({"grammar": {"type": "object"}}, "grammar must be a mull.types.Grammar"),
+        ({"effort": "much"}, "There is no effort 'much'"),
+        ({"effort": 3}, "effort must be one of none, minimal"),
+        ({"stop": ["a", ""]}, "stop must be a text that is not empty"),
+        ({"stop": 5}, "stop must be a text"),
+        ({"stop_tokens": [300]}, "stop_tokens must be token ids below 300"),
+        ({"stop_tokens": 5}, "stop_tokens must be token ids"),
+        ({"logit_bias": {300: 1.0}}, "logit_bias must be token ids below 300"),
+        ({"logit_bias": {3: 101}}, "between -100 and 100"),
+        ({"logit_bias": [3]}, "logit_bias must be token ids"),
+        ({"tools": [{"name": ""}]}, "A tool is"),
+        ({"temprature": 1.0}, "There is no option 'temprature'; is 'temperature' meant"),
+        ({"zzz": 1}, "There is no option 'zzz'."),
     ],
 )
-def test_options_out_of_range_are_refused(model: Model, options: dict, said: str):
+def test_options_out_of_range_are_refused(drawn: Model, options: dict, said: str):
     with pytest.raises(UserError, match=said):
-        model.generate("hi", **options)
+        drawn.generate("hi", **options)
+
+
+def test_every_option_changes_what_is_drawn(drawn: Model):
+    """Each of them, against the same answer without it."""
+    heat: dict[str, object] = {"temperature": 1.5, "max_tokens": 30, "seed": 3}
+    plain = drawn.generate("hi", **heat)  # type: ignore[arg-type]
+    for option, value in (
+        ("seed", 4), ("temperature", 0.0), ("top_p", 0.3), ("top_k", 1), ("min_p", 0.9), ("repetition_penalty", 5.0),
+        ("presence_penalty", 2.0), ("frequency_penalty", 2.0), ("logit_bias", {plain.tokens[0]: -100}),
+        ("thinking", False), ("effort", "none"), ("thinking_tokens", 1), ("max_tokens", 3),
+        ("min_thinking_tokens", 25), ("stop_tokens", [plain.tokens[1]]),
+    ):  # fmt: skip
+        other = drawn.generate("hi", **{**heat, option: value})  # type: ignore[arg-type]
+        assert other.tokens != plain.tokens, option
+
+
+def test_an_answer_ends_at_a_stop_text_and_tells_alternatives(drawn: Model):
+    whole = drawn.generate(QUESTION, max_tokens=40, thinking=False, top_logprobs=2)
+    assert len(whole.alternatives) == len(whole.tokens)
+    assert all(len(some) == 2 for some in whole.alternatives)
+    stop = whole.text[0]
+    cut = drawn.generate(QUESTION, max_tokens=40, thinking=False, stop=stop)
+    assert (cut.text, cut.stopped_by, cut.finish) == ("", stop, "stop")
+
+
+def test_a_thought_keeps_its_budget(drawn: Model):
+    answer = drawn.generate(QUESTION, max_tokens=40, thinking_tokens=2, closing="!")
+    assert answer.thinking_tokens <= 2
+    assert answer.tokens[answer.thinking_tokens] == drawn.chat.tokenizer.end_think
+    short = drawn.generate(QUESTION, max_tokens=40, effort="low", temperature=1.5)
+    assert short.thinking_tokens <= 30
+
+
+def test_an_answer_has_the_form_that_is_asked_for_behind_its_thought(drawn: Model):
+    pytest.importorskip("xgrammar")
+    either = Grammar("choice", '["yes", "no"]')
+    answer = drawn.generate("hi", temperature=1.0, max_tokens=40, thinking_tokens=5, grammar=either)
+    assert answer.text in ("yes", "no")
+    assert answer.reasoning not in ("", "yes", "no")
+
+
+WEATHER = {
+    "type": "function",
+    "function": {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}},
+}
+
+
+def test_calls_of_tools_are_found_in_an_answer_and_answered(drawn: Model):
+    prompt = drawn.chat.encode([Message("user", "hi")], tools=[WEATHER])
+    answer = drawn.generate("hi", max_tokens=5, tools=[WEATHER])
+    assert answer.prompt_tokens == len(prompt) > 100
+    call = '<tool_call>{"name": "weather", "arguments": {"city": "Köln"}}</tool_call>'
+    turn = drawn.message(Completion((), (), "stop", f"I look.\n{call}", "hm"), [WEATHER])
+    assert (turn.role, turn.content, turn.reasoning) == ("assistant", "I look.", "hm")
+    (made,) = turn.tool_calls
+    assert made["function"] == {"name": "weather", "arguments": '{"city": "Köln"}'}
+    assert drawn.message(Completion((), (), "stop", call), ()).content == call
+    talk = [Message("user", "hi"), turn, Message("tool", "", tool_call_id=made["id"])]
+    assert drawn.generate(talk, max_tokens=5, tools=[WEATHER]).tokens
+    plain = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": None, "tool_calls": [made]},
+             {"role": "tool", "content": "", "tool_call_id": made["id"]}]  # fmt: skip
+    assert drawn.generate(plain, max_tokens=5, tools=[WEATHER]).tokens
 
 
 def test_prompts_that_make_no_sense_are_refused(model: Model):

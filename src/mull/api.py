@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import difflib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from os import PathLike
+from secrets import token_hex
 from typing import Any, TypedDict, Unpack, cast, overload
 
 from mull import dist
@@ -13,21 +17,37 @@ from mull.locate import Located, locate
 from mull.model.config import ModelConfig
 from mull.model.flops import decoding_flops
 from mull.model.weights import load_model
-from mull.text.chat import Chat
-from mull.types import Completion, Delta, Message, Request, Sampling, UserError
+from mull.serve import effort
+from mull.text.chat import Chat, Tools
+from mull.text.tools import Call, known_of, parser_of
+from mull.types import Completion, Delta, Grammar, Message, Request, Sampling, UserError
 
 Turns = Sequence[Message | Mapping[str, Any]]  # a conversation; mappings are as OpenAI has them
 
 
 class Options(TypedDict, total=False):
-    """How to answer; `_sampling` holds the defaults: greedy, thinking, at most 512 tokens."""
+    """How to answer. Without any: greedy, thinking, at most 512 tokens. What each means: `mull.types.Sampling`."""
 
     max_tokens: int
     temperature: float
     top_p: float
     top_k: int
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: Mapping[int, float]  # what is added to a token's logit
     seed: int
+    stop: str | Sequence[str]  # texts that end the answer
+    stop_tokens: Sequence[int]
+    top_logprobs: int  # alternatives told with each token, in Completion.alternatives
     thinking: bool
+    effort: str | None  # none, minimal, low, medium, high, xhigh, max: how long to think
+    thinking_tokens: int | None  # the same as a number, which wins
+    min_thinking_tokens: int
+    closing: str  # phrase that ends a thought which exhausts its tokens
+    grammar: Grammar | None  # what the answer must look like, behind its thought
+    tools: Tools  # {type: "function", function: {name, description, parameters}}; Model.message finds the calls
 
 
 class Model:
@@ -62,15 +82,30 @@ class Model:
         An answer is a function of the prompt, the options and its place in the list. Raises UserError for an empty
         prompt, one that is too long, and options out of range.
         """
-        sampling = _sampling(**options)
+        check(options)
         if _is_one(prompt):
-            return self.engine.generate([self._request(cast("str | Turns", prompt), sampling, 0)])[0]
+            return self.engine.generate([self._request(cast("str | Turns", prompt), options, 0)])[0]
         many = cast("list[str | Turns]", prompt)
-        return self.engine.generate([self._request(one, sampling, place) for place, one in enumerate(many)])
+        return self.engine.generate([self._request(one, options, place) for place, one in enumerate(many)])
 
     def stream(self, prompt: str | Turns, **options: Unpack[Options]) -> Iterator[Delta]:
         """The same answer as it comes, thinking and text apart; the last Delta carries the Completion."""
-        return self.engine.stream(self._request(prompt, _sampling(**options), 0))
+        check(options)
+        return self.engine.stream(self._request(prompt, options, 0))
+
+    def message(self, completion: Completion, tools: Tools = ()) -> Message:
+        """The answer as a turn of the conversation, to go on from; the calls of `tools` in it are its `tool_calls`.
+
+        Answer each with Message("tool", RESULT, tool_call_id=CALL["id"]).
+        """
+        parser = parser_of(self.chat, tools)
+        said = [*parser.feed(completion.text), *parser.flush()]
+        calls = tuple(
+            {"id": f"call_{token_hex(8)}", "type": "function", "function": asdict(one)}
+            for one in said if isinstance(one, Call)
+        )  # fmt: skip
+        text = "".join(one for one in said if isinstance(one, str)).strip()
+        return Message("assistant", text, completion.reasoning or None, calls)
 
     @overload
     def score(self, ids: list[int]) -> list[float]: ...
@@ -88,12 +123,19 @@ class Model:
         flops = decoding_flops(self.config, completion.prompt_tokens, tokens)
         return price(self.located.rates, completion.seconds, tokens, flops)
 
-    def _request(self, prompt: str | Turns, sampling: Sampling, place: int) -> Request:
+    def _request(self, prompt: str | Turns, options: Options, place: int) -> Request:
         turns: Turns = [Message("user", prompt)] if isinstance(prompt, str) else prompt
         messages = tuple(_message(turn) for turn in turns)
-        if not messages or not messages[-1].content.strip():
+        if not messages or (messages[-1].role != "tool" and not messages[-1].content.strip()):
             raise UserError("The prompt is empty.")
-        tokens = tuple(self.chat.encode(messages, thinking=sampling.thinking))
+        tools, level = options.get("tools", ()), options.get("effort")
+        known_of(tools)
+        sampling = _sampling(options, self.config.vocab)
+        sampling = replace(sampling, thinking=effort.thinks(sampling, level, {}))
+        tokens = tuple(self.chat.encode(messages, sampling.thinking, tools or None))
+        room = self.config.max_length - len(tokens)
+        if level is not None and room > 0:
+            sampling = effort.budgeted(sampling, level, room)
         return Request(tokens, sampling, (place,), messages)
 
 
@@ -108,25 +150,71 @@ def _message(turn: Message | Mapping[str, Any]) -> Message:
     if isinstance(turn, Message):
         return turn
     try:
-        reasoning = turn.get("reasoning_content", turn.get("reasoning"))
-        return Message(turn["role"], turn["content"] or "", reasoning, tuple(turn.get("tool_calls") or ()))
+        reasoning, calls = turn.get("reasoning_content", turn.get("reasoning")), tuple(turn.get("tool_calls") or ())
+        content = (turn.get("content") if calls else turn["content"]) or ""
+        return Message(turn["role"], content, reasoning, calls, turn.get("name"), turn.get("tool_call_id"))
     except KeyError as error:
         raise UserError(f"A message lacks {error}; it has a role and a content.") from None
 
 
-def _sampling(
-    max_tokens: int = 512, temperature: float = 0.0, top_p: float = 1.0, top_k: int = 0, seed: int = 0,
-    thinking: bool = True,
-) -> Sampling:  # fmt: skip
-    if max_tokens < 1:
-        raise UserError(f"max_tokens must be at least 1, not {max_tokens}.")
-    if not 0 <= temperature < float("inf"):
-        raise UserError(f"temperature must be 0 (always the likeliest token) or more, not {temperature:g}.")
-    if not 0 < top_p <= 1:
-        raise UserError(f"top_p must be above 0 and at most 1, not {top_p:g}.")
-    if top_k < 0:
-        raise UserError(f"top_k must be 0 (all tokens) or more, not {top_k}.")
-    return Sampling(max_tokens, temperature, top_p, top_k, thinking, seed)
+def _is(kind: type, value: object) -> bool:
+    """Whole numbers are numbers, and truths are none."""
+    return isinstance(value, kind | int if kind is float else kind) and (kind is bool or not isinstance(value, bool))
 
 
-__all__ = ["Model", "Options", "Turns"]
+# (kind, what is allowed, in words)
+BOUNDS: dict[str, tuple[type, Callable[[Any], bool], str]] = {
+    "max_tokens": (int, lambda n: n >= 1, "at least 1"),
+    "temperature": (float, lambda x: 0 <= x < math.inf, "0 (always the likeliest token) or more"),
+    "top_p": (float, lambda x: 0 < x <= 1, "above 0 and at most 1"),
+    "top_k": (int, lambda n: n >= 0, "0 (all tokens) or more"),
+    "min_p": (float, lambda x: 0 <= x <= 1, "between 0 and 1"),
+    "repetition_penalty": (float, lambda x: 0 < x < math.inf, "above 0 (1 is none)"),
+    "presence_penalty": (float, lambda x: -2 <= x <= 2, "between -2 and 2"),
+    "frequency_penalty": (float, lambda x: -2 <= x <= 2, "between -2 and 2"),
+    "seed": (int, lambda _: True, "a whole number"),
+    "top_logprobs": (int, lambda n: 0 <= n <= 20, "between 0 and 20"),
+    "thinking": (bool, lambda _: True, "True or False"),
+    "thinking_tokens": (int, lambda n: n >= 0, "0 (no thought) or more"),
+    "min_thinking_tokens": (int, lambda n: n >= 0, "0 or more"),
+    "closing": (str, lambda _: True, "text"),
+    "grammar": (Grammar, lambda _: True, "a mull.types.Grammar"),
+    "effort": (str, lambda _: True, "one of " + ", ".join(effort.EFFORTS)),
+}
+OPTIONAL = ("thinking_tokens", "grammar", "effort")
+
+
+def check(options: Options) -> None:
+    """Raises UserError for an option that there is not or that is out of range."""
+    for name, value in options.items():
+        if name not in Options.__annotations__:
+            near = difflib.get_close_matches(name, Options.__annotations__, 1)
+            raise UserError(f"There is no option {name!r}" + (f"; is {near[0]!r} meant?" if near else "."))
+        if name not in BOUNDS or (value is None and name in OPTIONAL):
+            continue
+        kind, allowed, said = BOUNDS[name]
+        if not (_is(kind, value) and allowed(value)):
+            raise UserError(f"{name} must be {said}, not {value}.")
+
+
+def _sampling(options: Options, vocab: int) -> Sampling:
+    """Raises UserError for stops and biases that are none."""
+    given = {name: value for name, value in options.items() if name not in ("tools", "effort")}
+    stop, tokens, bias = options.get("stop", ()), options.get("stop_tokens", ()), options.get("logit_bias", {})
+    texts = (stop,) if isinstance(stop, str) else tuple(stop) if isinstance(stop, Sequence) else (None,)
+    if not all(isinstance(text, str) and text for text in texts):
+        raise UserError(f"stop must be a text that is not empty, or several, not {stop!r}.")
+
+    def is_token(token: object) -> bool:
+        return _is(int, token) and 0 <= cast("int", token) < vocab
+
+    if not (isinstance(tokens, Sequence) and all(map(is_token, tokens))):
+        raise UserError(f"stop_tokens must be token ids below {vocab}, not {tokens}.")
+    biases = bias.items() if isinstance(bias, Mapping) else ((None, None),)
+    if not all(is_token(token) and _is(float, x) and abs(cast("float", x)) <= 100 for token, x in biases):
+        raise UserError(f"logit_bias must be token ids below {vocab} with numbers between -100 and 100, not {bias}.")
+    given |= {"stop": texts, "stop_tokens": tuple(tokens), "logit_bias": tuple(sorted(biases))}
+    return Sampling(**{"max_tokens": 512, "temperature": 0.0, **given})
+
+
+__all__ = ["BOUNDS", "Model", "Options", "Turns", "check"]
