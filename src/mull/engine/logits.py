@@ -69,9 +69,10 @@ def adjusted(
     if penalised(sampling):
         assert tally is not None
         _penalise(logits_V, sampling, tally)
-    for token, bias in sampling.logit_bias:
-        if 0 <= token < len(logits_V):
-            logits_V[token] += bias
+    if sampling.logit_bias:
+        known = [(token, bias) for token, bias in sampling.logit_bias if 0 <= token < len(logits_V)]
+        ids_N = torch.tensor([token for token, _ in known], dtype=torch.long, device=logits_V.device)
+        logits_V.index_add_(0, ids_N, logits_V.new_tensor([bias for _, bias in known]))
     if banned:
         logits_V[[token for token in banned if 0 <= token < len(logits_V)]] = -torch.inf
     if grammar is not None:

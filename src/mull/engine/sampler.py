@@ -116,7 +116,7 @@ class Drawn:
 
 PIECE = 8  # rows: their logits lie in a core's cache, where all passes but the first are four times faster
 COLD = 1e-5  # temperatures below are 0: logits divided by them are no numbers
-WIDTHS = (64, 256, 2048)  # candidates to look among, before the whole vocabulary is sorted
+WIDTHS = (64, 256, 2048, 16_384)  # candidates to look among, before the whole vocabulary is sorted
 BROKEN = "The model gave a logit that is no finite number: its weights are damaged, or too large for the number format."
 NOTHING = "No token is left to draw: grammar, biases and bans together forbid all."
 
@@ -228,8 +228,9 @@ def _pick(value_K: NDArray[np.float32], id_K: NDArray[np.int64], row: Draw, ever
     if not everything:
         if value_K[kept - 1] == value_K[-1]:  # there may be more
             return None
-        order_K = np.lexsort((id_K, -value_K))  # of equals at the border, the first ids: topk takes any
-        p_K, id_K = p_K[order_K], id_K[order_K]
+        if value_K[kept - 1] == value_K[kept]:  # of equals at the border, the first ids: topk takes any
+            order_K = np.lexsort((id_K, -value_K))
+            p_K, id_K = p_K[order_K], id_K[order_K]
     by_id = id_K[:kept].argsort()  # as in `sample`, they share the unit interval in the vocabulary's order
     cumulative = p_K[by_id].cumsum()
     place = int(cumulative.searchsorted(row.point * cumulative[-1], side="right"))
