@@ -8,7 +8,7 @@ from random import Random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mull.engine.pages import PAGE, TRASH, Pages, Place
+from mull.engine.pages import EMPTY, PAGE, Pages, Place
 
 
 def filled(pages: Pages, tokens: list[int], salt: str = "") -> list[int]:
@@ -116,7 +116,7 @@ def test_whatever_is_done_pages_are_counted_right(count: int, more: int, seed: i
             if new is None:
                 pages.drop(held)
                 continue
-            assert TRASH not in new
+            assert EMPTY not in new
             for at, page in enumerate(new, len(held)):
                 content[page] = [ord(salt), *tokens[: (at + 1) * PAGE]]
                 if (at + 1) * PAGE <= len(tokens):

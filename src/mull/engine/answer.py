@@ -6,6 +6,7 @@ import time
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
+from mull.engine.grammar import Matcher
 from mull.engine.logits import Tally, penalised
 from mull.engine.sampler import Draw, stream_of, uniform
 from mull.engine.scheduler import Job
@@ -54,6 +55,7 @@ class Answer:
         self.stops = frozenset((*own, *sampling.stop_tokens))
         self.listener: Listener | Verbatim | None = None
         self.thought: Thought | None = None
+        self.matcher: Matcher | None = None  # set before it draws, where the sampling has a grammar
         guided = sampling.thinking_tokens is not None or sampling.min_thinking_tokens or sampling.grammar
         if sampling.verbatim:
             self.listener = chat.verbatim()
@@ -79,7 +81,10 @@ class Answer:
             return [Draw(sampling, point, tally=self.tally) for point in points]
         assert rows <= thought.steady()
         forced, banned = thought.forced(), thought.banned()
-        return [Draw(sampling, point, forced, self.tally, banned) for point in points]
+        if self.matcher is None or thought.heard.thinking:
+            return [Draw(sampling, point, forced, self.tally, banned) for point in points]
+        assert rows == 1
+        return [Draw(sampling, points[0], forced, self.tally, banned, self.matcher, thought.exempt())]
 
     def hear(self, token: int, logprob: float, alternatives: Alternatives = (), route: int | None = None) -> None:
         """Take the next token; `finish` is set where it is the last."""
@@ -95,7 +100,10 @@ class Answer:
         if self.tally is not None:
             self.tally.hear(token)
         if self.listener is not None:
+            said = not (self.listener.thinking or token in self.stops)
             self._say(*self.listener.hear(token))
+            if self.matcher is not None and said and not self.listener.thinking:
+                self.matcher.accept(token)
         if self.thought is not None:
             self.thought.hear(token)
         if self.stop_texts.hit is not None:

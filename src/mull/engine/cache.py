@@ -130,13 +130,16 @@ class Group:
 class Window:
     """The cache as one forward pass sees it (model.attention.Window).
 
-    `at_T` names for each token the place of its entry: page * PAGE + offset. `row_at_T` those of the first tokens,
+    `at_T` names for each token that is stored the place of its entry: page * PAGE + offset. These are the first
+    tokens, or those that `stored` names: what fills up a group is not. `row_at_T` names places of the first tokens,
     which have a row too: row * length + position. Tokens behind all groups are idle; nobody reads what they get.
     """
 
-    def __init__(self, pool: Pool, rows: Rows, groups: list[Group], at_T: Tensor, row_at_T: Tensor):
+    def __init__(
+        self, pool: Pool, rows: Rows, groups: list[Group], at_T: Tensor, row_at_T: Tensor, stored: Tensor | None = None
+    ):
         self.pool, self.rows, self.groups = pool, rows, groups
-        self.dense = len(row_at_T)
+        self.dense, self.stored = len(row_at_T), slice(len(at_T)) if stored is None else stored
         self.at = _with_heads(at_T, PAGE, pool.heads)
         self.row_at = _with_heads(row_at_T, max(rows.length, 1), pool.heads)
 
@@ -149,7 +152,8 @@ class Window:
         Where there is one tensor, its first `values` numbers are the values too.
         """
         for tensor, entry_ThX in zip(self.pool.store[layer], new, strict=True):
-            tensor.view(-1, tensor.shape[3]).index_copy_(0, self.at, entry_ThX.flatten(0, 1).to(tensor.dtype))
+            entry = entry_ThX[self.stored].flatten(0, 1).to(tensor.dtype)
+            tensor.view(-1, tensor.shape[3]).index_copy_(0, self.at, entry)
         if self.dense:
             for tensor, entry_ThX in zip(self.rows.store[layer], new, strict=True):
                 entry = entry_ThX[: self.dense].flatten(0, 1).to(tensor.dtype)

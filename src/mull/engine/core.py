@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from functools import partial
 from typing import TypeVar
 
@@ -15,6 +16,7 @@ import torch
 
 from mull.engine.answer import Answer
 from mull.engine.decoder import Decoder, Said
+from mull.engine.grammar import Compiled, Grammars, Matcher
 from mull.engine.pages import PAGE, Pages
 from mull.engine.sampler import draw
 from mull.engine.scheduler import Part, Scheduler
@@ -25,6 +27,7 @@ from mull.text.chat import Chat
 from mull.types import Request, UserError
 
 T = TypeVar("T")
+PAUSE = 0.05  # seconds to wait for a grammar where nothing else is to be done
 FEW, MANY = 64, 1 << 24  # pages: so many to begin with, and as many as memory holds
 
 
@@ -59,6 +62,7 @@ class Core:
     def __init__(
         self, model: Transformer, chat: Chat, rows: int, pages: int | None = None, chunk: int = 256,
         prefill: int = 1024, fp32: bool = False, routes: bool = False, say: Callable[[str], None] = nobody,
+        grammars: Grammars | None = None,
     ):  # fmt: skip
         self.model, self.chat, self.say = model, chat, say
         self._pages = partial(Pages, pages or FEW, pages or MANY)
@@ -66,12 +70,14 @@ class Core:
         self.scheduler = Scheduler(rows, self._pages(), chunk, prefill)
         self.decoder: Decoder | None = None
         self.marks = MarkIds(chat)
+        self.grammars = grammars or Grammars(chat.tokenizer, model.cfg.vocab)
+        self.compiling: list[tuple[Future[Compiled], Answer]] = []
         self.answers: dict[Hashable, Answer] = {}
         self.counts = dict.fromkeys(("steps", "prompt_tokens", "cached_tokens", "generated_tokens"), 0)
 
     @property
     def busy(self) -> bool:
-        return self.scheduler.busy
+        return self.scheduler.busy or bool(self.compiling)
 
     def check(self, request: Request) -> int:
         """How many tokens an answer can have. Raises UserError where that is none, and where the prompt is none."""
@@ -95,34 +101,59 @@ class Core:
         answer = Answer(name, request, self.chat, self.marks, self.check(request), salt, listen)
         if drawn is not None:
             answer.take_up(drawn.tokens, drawn.logprobs, drawn.routes)
-        if answer.finish is None:
-            self.answers[name] = answer
+        if answer.finish is not None:
+            return answer
+        if request.sampling.grammar is None:
             self.scheduler.add(answer.job)
+        else:
+            self.compiling.append((self.grammars.submit(request.sampling.grammar), answer))
+        self.answers[name] = answer
         return answer
 
     def cancel(self, name: Hashable) -> Answer | None:
         """What it has so far, ended; None where there is no such request (any more)."""
         answer = self.answers.pop(name, None)
         if answer is not None:
+            self.compiling = [(future, one) for future, one in self.compiling if one is not answer]
             self.scheduler.leave(answer.job)
             answer.end("cancelled")
         return answer
 
+    def _compiled(self) -> list[Answer]:
+        """Those whose grammar is ready begin to wait for a row; who got an error instead is told."""
+        failed: list[Answer] = []
+        wait([future for future, _ in self.compiling], 0 if self.scheduler.busy else PAUSE, FIRST_COMPLETED)
+        ready = [one for one in self.compiling if one[0].done()]
+        self.compiling = [one for one in self.compiling if one not in ready]
+        for future, answer in ready:
+            try:
+                answer.matcher = Matcher(future.result())
+            except UserError as error:
+                answer.error = str(error)
+                del self.answers[answer.name]
+                failed.append(answer)
+            else:
+                self.scheduler.add(answer.job)
+        return failed
+
     def step(self) -> list[Answer]:
         """One pass of the model. Those who got a token, or an error."""
+        failed = self._compiled() if self.compiling else []
         parts = self.scheduler.plan()
         if not parts:
-            return []
+            return failed
         said = afforded(partial(self._decode, parts))
         if said is None:
-            return self._halve()
+            return failed + self._halve()
         self.counts["steps"] += 1
         heard = self._draw([part for part in parts if part.draws], said)
         self.scheduler.computed(parts)
         for answer in heard:
             if answer.finish or answer.error:
                 self._leave(answer)
-        return heard
+        if any(answer.error for answer in heard):  # numbers that are none must not be in anybody's sight
+            self._anew()
+        return failed + heard
 
     def _decode(self, parts: Sequence[Part]) -> Said:
         if self.decoder is None:
@@ -177,9 +208,13 @@ class Core:
         else:
             self.scheduler.rows = rows // 2
             self.say(f"Memory does not suffice for {rows} answers at a time; going on with {rows // 2}.")
+        self._anew()
+        return failed
+
+    def _anew(self) -> None:
+        """All begin again behind what they have."""
         self.scheduler.restart(self._pages())
         self.decoder = None
-        return failed
 
     def stats(self) -> dict[str, float]:
         """Gauges and counters for /metrics."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mull.dist import precision, row_floor
 from mull.engine.cache import Group, Pool, Rows, Window, token_bytes
-from mull.engine.pages import PAGE, Pages
+from mull.engine.pages import EMPTY, PAGE, Pages
 from mull.engine.scheduler import Job, Part
 from mull.model.moe import Trace, fingerprints
 from mull.model.transformer import Transformer
@@ -68,7 +68,7 @@ class Decoder:
         self._seat([part for part in parts if part.job.left == 1 and not part.joins])
         shapes = self._shapes(parts)
         device = self.model.device
-        tokens, positions, places, seats = self._flat(shapes)
+        tokens, positions, stored, places, seats = self._flat(shapes)
         lengths = max(self.rows.length, 1)
         groups, at = [], 0
         for shape in shapes:
@@ -78,9 +78,10 @@ class Decoder:
         idle = -at % STEP if at > STEP else 0
         if self.model.exact:
             idle = max(idle, row_floor() - at)
-        at_T = torch.tensor([*places, *[0] * idle], device=device)
+        at_T = torch.tensor(places, device=device)
+        stored_T = torch.tensor(stored, device=device) if len(stored) < at else None
         seat_T = torch.tensor([row * lengths + position for row, position in seats], dtype=torch.long, device=device)
-        window = Window(self.pool, self.rows, groups, at_T, seat_T)
+        window = Window(self.pool, self.rows, groups, at_T, seat_T, stored_T)
         tokens_T = torch.tensor([*tokens, *[0] * idle], device=device)
         positions_T = torch.tensor([*positions, *[0] * idle], device=device)
         trace = Trace() if self.routes else None
@@ -142,28 +143,32 @@ class Decoder:
             small = small[len(group) :]
         return shapes + [_Shape([part], part.count) for part in others if part.count > TAIL]
 
-    def _flat(self, shapes: Sequence[_Shape]) -> tuple[list[int], list[int], list[int], list[tuple[int, int]]]:
-        """Token, position and place in the pool of all tokens; row and position of those that have a row.
+    def _flat(
+        self, shapes: Sequence[_Shape]
+    ) -> tuple[list[int], list[int], list[int], list[int], list[tuple[int, int]]]:
+        """Token and position of all tokens; which are stored, and where in the pool; row and position of those that
+        have a row.
 
-        What fills up a group is behind the sequence's end: its entry is overwritten before anybody can see it, in its
-        row, and in the pool it goes to the trash.
+        What fills up a group is behind the sequence's end: it is stored in the row alone, and overwritten there before
+        anybody can see it.
         """
         tokens: list[int] = []
         positions: list[int] = []
+        stored: list[int] = []
         places: list[int] = []
         seats: list[tuple[int, int]] = []
         for shape in shapes:
             for row, part in enumerate(shape.parts):
                 job, end = part.job, part.begin + part.count
                 mine = [*job.tokens[part.begin : end], *job.draft[: max(0, end - len(job.tokens))]]
-                lacking = shape.new - part.count
-                tokens += mine + [0] * lacking
+                stored += range(len(tokens), len(tokens) + part.count)
+                tokens += mine + [0] * (shape.new - part.count)
                 here = range(part.begin, part.begin + shape.new)
                 positions += here
-                places += [job.pages[p // PAGE] * PAGE + p % PAGE for p in here[: part.count]] + [0] * lacking
+                places += [job.pages[p // PAGE] * PAGE + p % PAGE for p in here[: part.count]]
                 if shape.dense:
                     seats += [(row, position) for position in here]
-        return tokens, positions, places, seats
+        return tokens, positions, stored, places, seats
 
     def _group(self, shape: _Shape, tokens: slice, positions: Sequence[int]) -> Group:
         device = self.model.device
@@ -172,7 +177,7 @@ class Decoder:
         if shape.dense:
             return Group(tokens, positions_Bt, length)
         width = length // PAGE
-        table = [[*part.job.pages[:width], *[0] * (width - len(part.job.pages))] for part in shape.parts]
+        table = [[*part.job.pages[:width], *[EMPTY] * (width - len(part.job.pages))] for part in shape.parts]
         return Group(tokens, positions_Bt, length, self.pool.pieces(torch.tensor(table, device=device)))
 
     @staticmethod

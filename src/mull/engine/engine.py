@@ -16,6 +16,7 @@ import torch
 from mull.dist import precision, row_floor
 from mull.engine.answer import Answer
 from mull.engine.core import Core, nobody
+from mull.engine.grammar import Grammars
 from mull.engine.tokenlog import Drawn, TokenLog, identity
 from mull.model.transformer import Transformer
 from mull.ops.attention import Documents
@@ -41,6 +42,7 @@ class LocalEngine:
         self.routes = routes and model.cfg.is_moe(model.cfg.layers - 1)
         self.model.eval()
         self.version = 0
+        self.grammars = Grammars(chat.tokenizer, model.cfg.vocab)
 
     def load(self, state: Mapping[str, Any], version: int) -> None:
         if not self.model.mtp:  # a trainer's may have such layers; here they would answer nothing
@@ -110,7 +112,7 @@ class LocalEngine:
         """A new one for each call: what a call computes depends on nothing before it."""
         return Core(
             self.model, self.chat, self.max_rows, prefill=PREFILL, chunk=PREFILL, fp32=self.fp32, routes=self.routes,
-            say=self.say,
+            say=self.say, grammars=self.grammars,
         )  # fmt: skip
 
     def _run(self, requests: Sequence[Request], log: TokenLog | None) -> Iterator[tuple[int, Completion]]:

@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -226,6 +227,7 @@ class _Process:
             [sys.executable, "-m", "mull.engine.grammar", str(seconds)], env={**os.environ, "OMP_NUM_THREADS": "1"},
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         )  # fmt: skip
+        weakref.finalize(self, _ended, self._inner)  # whoever has it may not know that it is a process
         if self._ask(info.encode()) is None:
             raise TimeoutError("The process that compiles grammars does not start; is there enough memory?")
 
@@ -259,8 +261,12 @@ class _Process:
         return None
 
     def end(self) -> None:
-        self._inner.kill()
-        self._inner.communicate()
+        _ended(self._inner)
+
+
+def _ended(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.communicate()
 
 
 class Matcher:

@@ -16,16 +16,16 @@ from collections.abc import Sequence
 PAGE = 16
 Place = int | str  # what stands before a page: the number of another page's content, or a salt
 
-TRASH = 0  # no sequence has it: what idle rows of a pass write goes there
+EMPTY = 0  # no sequence has it: it fills up tables, and is never written
 
 
 class Pages:
-    """`count` pages, the trash included; they become more, up to `limit`, before anything known is given up."""
+    """`count` pages, the empty one included; they become more, up to `limit`, before anything known is given up."""
 
     def __init__(self, count: int, limit: int | None = None):
         assert count > 1
         self.count, self.limit = count, max(count, limit or count)
-        self._free = list(range(count - 1, TRASH, -1))
+        self._free = list(range(count - 1, EMPTY, -1))
         self._held = [0] * count
         self._idle: OrderedDict[int, None] = OrderedDict()  # known and held by nobody, the least recently used first
         self._known: dict[tuple[Place, tuple[int, ...]], int] = {}
@@ -123,4 +123,4 @@ class Pages:
         self._key.clear()
 
 
-__all__ = ["PAGE", "TRASH", "Pages", "Place"]
+__all__ = ["EMPTY", "PAGE", "Pages", "Place"]
