@@ -27,6 +27,7 @@ LESSONS = (
 )
 GREEDY = {"model": "tiny", "temperature": 0}
 USD = 0.25
+NO_END = {"0": -100, "2": -100, "4": -100}  # of a turn, or of a thought by the model's own will
 
 
 class Counting(Open):
@@ -228,8 +229,7 @@ def test_any_other_effort_thinks(ask: Any, on: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("budget", [0, 1, 2, 5, 20])
 def test_a_budget_is_kept_to_the_token(ask: Any, budget: int) -> None:
-    never_ends = {"4": -100}
-    options = {"seed": 3, "temperature": 1, "max_tokens": 40, "logit_bias": never_ends}
+    options = {"seed": 3, "temperature": 1, "max_tokens": 40, "logit_bias": NO_END}
     answer = ask("x", **options, extra_body={"thinking_token_budget": budget})
     assert answer.usage.completion_tokens_details.reasoning_tokens == budget
     anthropic = ask("x", **options, extra_body={"thinking": {"type": "enabled", "budget_tokens": budget or 1}})
@@ -237,7 +237,7 @@ def test_a_budget_is_kept_to_the_token(ask: Any, budget: int) -> None:
 
 
 def test_a_thought_leaves_room_for_the_answer_unless_it_may_be_as_long_as_it_likes(ask: Any) -> None:
-    options = {"seed": 3, "max_tokens": 40, "logit_bias": {"4": -100}}
+    options = {"seed": 3, "max_tokens": 40, "logit_bias": NO_END}
 
     def thought(**more: Any) -> int:
         return ask("x", **options, **more).usage.completion_tokens_details.reasoning_tokens
@@ -247,7 +247,7 @@ def test_a_thought_leaves_room_for_the_answer_unless_it_may_be_as_long_as_it_lik
 
 
 def test_a_thought_is_closed_with_a_phrase_and_kept_open_by_force(ask: Any) -> None:
-    closed = ask("x", max_tokens=60, logit_bias={"4": -100}, extra_body={
+    closed = ask("x", max_tokens=60, logit_bias=NO_END, extra_body={
         "thinking_token_budget": 20, "thinking_closing": "So:",
     })  # fmt: skip
     assert closed.choices[0].message.reasoning.endswith("So:")
@@ -585,3 +585,11 @@ def test_texts_are_echoed_and_scored(go_on: Any) -> None:
 def test_what_text_completion_cannot_do_is_refused(go_on: Any, options: dict[str, Any], why: str) -> None:
     with pytest.raises(openai.BadRequestError, match=why):
         go_on(**{"prompt": "a", **options})
+
+
+def test_half_a_character_is_told_by_its_bytes(ask: Any, server: Server) -> None:
+    """Tokens cut characters where they like; their bytes together are the text's."""
+    answer = ask(logprobs=True, top_logprobs=1, reasoning_effort="none")
+    scored = answer.choices[0].logprobs.content
+    assert any("\ufffd" in one.token for one in scored)  # the smiling face has several
+    assert b"".join(bytes(one.bytes) for one in scored).decode() == answer.choices[0].message.content
