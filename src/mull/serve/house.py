@@ -5,8 +5,10 @@ The door is locked, so that asking needs a key, from the first key that is made 
 
 from __future__ import annotations
 
+import json
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from mull.serve import keys, limits, usage
@@ -32,10 +34,10 @@ class Guest(Who):
 
 
 class House:
-    """Used from one event loop. `model` is the name in the books."""
+    """Used from one event loop. `model` is the name in the books; `log` takes a line."""
 
-    def __init__(self, settings: Settings, path: Path, model: str, metrics: Metrics):
-        self.settings, self.model, self.metrics = settings, model, metrics
+    def __init__(self, settings: Settings, path: Path, model: str, metrics: Metrics, log: Callable[[str], None]):
+        self.settings, self.model, self.metrics, self.log = settings, model, metrics, log
         self.db = connect(path)
         self.writer = Writer(path)
         self.turnstile = limits.Turnstile()
@@ -80,6 +82,8 @@ class House:
         if not who.choices:
             limits.check_spend(who.allowance, lambda day: usage.spent(self.db, who.key, day), time.time())
             self.turnstile.enter(who.key, who.allowance)
+        if self.settings.log_prompts:
+            self.log(f"ASKED key={who.name!r} {_asked(ask)}")
         choices = max(ask.n, ask.votes)
         entered = self.shares.enter(choices)
         who.entered = who.entered if who.choices else entered
@@ -113,6 +117,12 @@ class House:
     def close(self) -> None:
         self.writer.close()
         self.db.close()
+
+
+def _asked(ask: Ask) -> str:
+    """On one line."""
+    told = [asdict(message) for message in ask.messages] or {"tokens": ask.prompt}
+    return json.dumps(told, ensure_ascii=False, default=dict)
 
 
 def _token(scope: Scope) -> str:

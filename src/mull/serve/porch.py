@@ -11,10 +11,12 @@ even read the answers. So where no key keeps it out, a request must name the ser
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -28,6 +30,7 @@ from mull.serve.house import House
 from mull.serve.metrics import CONTENT_TYPE, Metrics
 
 NAMES = ("localhost", "ip6-localhost")
+LINGER_SECONDS, LINGER_BYTES = 2.0, 64 << 20
 OWN = ("/health", "/ready", "/metrics")
 GONE = 499  # nginx's number for a client that went away
 
@@ -53,23 +56,33 @@ class Porch:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return  # lifespan: nothing to prepare; websockets: none are spoken
-        began, status = time.perf_counter(), 0
+        began, status, unread = time.perf_counter(), 0, _has_body(scope)
         given = {name: value for name, value in scope["headers"] if name in (b"host", b"origin")}
         origin = given.get(b"origin")
         shared = self._shared(origin)
+
+        async def read() -> Message:
+            nonlocal unread
+            message = await receive()
+            unread = message.get("more_body", False)
+            return message
 
         async def heard(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message = {**message, "headers": [*message.get("headers", ()), *shared]}
+            elif unread and not message.get("more_body", False):
+                await send({**message, "more_body": True})
+                await _linger(read)
+                message = {"type": "http.response.body"}
             await send(message)
 
         try:
             self._must_fit(scope)
             self._must_mean_us(given.get(b"host", b""), origin)
             if not await self._own(scope, heard, bool(shared)):
-                await self.app(scope, receive, heard)
+                await self.app(scope, read, heard)
         except ApiError as error:
             body = json.dumps(error.body(api_of(scope["path"]), a_name("req_"))).encode()
             await _send(heard, error.status, body, b"application/json", _headers(error))
@@ -149,6 +162,22 @@ def _line(scope: Scope, status: int, seconds: float) -> str:
         if visit.usd is not None:
             parts.append(f"usd={visit.usd:.3g}")
     return " ".join(parts)
+
+
+def _has_body(scope: Scope) -> bool:
+    return any(
+        name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
+        for name, value in scope["headers"]
+    )
+
+
+async def _linger(receive: Receive) -> None:
+    """Read on for a while what the client still sends: if the connection were closed now, it would lose our answer."""
+    left = LINGER_BYTES
+    with suppress(TimeoutError):
+        async with asyncio.timeout(LINGER_SECONDS):
+            while left > 0 and (message := await receive()).get("more_body", False):
+                left -= len(message["body"])
 
 
 def _hostname(host: bytes) -> str:

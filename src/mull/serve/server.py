@@ -113,7 +113,7 @@ async def _run(found: Located, settings: Settings, path: Path, door: socket.sock
         fingerprint(found.folder, settings.exact), settings.limits,
     )  # fmt: skip
     metrics = Metrics(host)
-    house = House(settings, path, name, metrics)
+    house = House(settings, path, name, metrics, _log)
     app = build(dialogue, house, settings.limits)
     porch = Porch(app, house, host, metrics, lambda: len(server.server_state.connections), _log)
 

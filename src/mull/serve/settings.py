@@ -59,7 +59,7 @@ class Settings(Config):
     tls_cert: Path | None = None
     tls_key: Path | None = None
     db: Path | None = None  # keys and usage; None: `mull keys` says where
-    log_prompts: bool = False  # what is asked and answered, into the log
+    log_prompts: bool = False  # what is asked, into the log
     price: Price = Price()
     limits: Limits = Limits()
     engine: dict[str, int | float | str | bool] = {}  # options of the engine's process, as engine/worker.py has them

@@ -59,8 +59,8 @@ def connect(path: Path, threads: bool = False) -> sqlite3.Connection:
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with suppress(FileExistsError):
-            # SQLite gives its log the same mode. A file that is there must not be opened by hand: closing it would drop
-            # the locks of other connections of this process, and whoever closes the file next deletes the log under them
+            # SQLite gives its log the same mode. A file that is there is not opened by hand: closing it would drop the
+            # locks that this process has on it, and who closes it next deletes the log under its other connections.
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         db = sqlite3.connect(path, BUSY_SECONDS, isolation_level=None, check_same_thread=not threads)
     except (OSError, sqlite3.Error) as error:

@@ -24,7 +24,7 @@ from mull.serve.errors import ApiError
 from mull.serve.settings import Settings
 
 SPARE = 64  # connections above the bound are told so; beyond these they are cut
-LAST_WORDS = 2.0  # seconds in which errors may still go out when the time for draining is over
+LAST_WORDS = 1.0  # seconds in which errors may still go out, of a connection and of a server that ends
 FORCED = 128  # + the signal's number: how shells count ends by a signal
 
 
@@ -34,6 +34,7 @@ def protocol_of(settings: Settings) -> type[asyncio.Protocol]:
 
     class Connection(H11Protocol):
         arriving: asyncio.TimerHandle | None = None  # runs while headers are awaited
+        closing = False  # has had its last word; what it still sends is not looked at
         unread: asyncio.TimerHandle | None = None  # runs while the client does not read
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -43,6 +44,8 @@ def protocol_of(settings: Settings) -> type[asyncio.Protocol]:
                 transport.abort()
 
         def data_received(self, data: bytes) -> None:
+            if self.closing:
+                return
             super().data_received(data)
             self._watch()
 
@@ -79,7 +82,8 @@ def protocol_of(settings: Settings) -> type[asyncio.Protocol]:
             with suppress(h11.LocalProtocolError):  # in the midst of an answer there is nothing to say
                 for event in (head, h11.Data(data=body), h11.EndOfMessage()):
                     self.transport.write(self.conn.send(event) or b"")
-            self.transport.close()
+            self.closing = True
+            self.loop.call_later(LAST_WORDS, self.transport.close)  # at once, it would lose the answer in what it sends
 
     return Connection
 
