@@ -121,7 +121,7 @@ def test_an_answer_has_a_price(model: Model):
         ({"thinking": 1}, "thinking must be True or False"),
         ({"closing": 1}, "closing must be text"),
         ({"grammar": {"type": "object"}}, "grammar must be a mull.types.Grammar"),
-        ({"effort": "much"}, "There is no effort 'much'"),
+        ({"effort": "much"}, "effort must be one of none, minimal, low, medium, high, xhigh, max, not much"),
         ({"effort": 3}, "effort must be one of none, minimal"),
         ({"stop": ["a", ""]}, "stop must be a text that is not empty"),
         ({"stop": 5}, "stop must be a text"),

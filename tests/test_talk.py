@@ -15,7 +15,7 @@ from small import GQA, changed, chat, model_of
 from mull import hub
 from mull.api import Model, Options
 from mull.model.weights import save_model
-from mull.talk import Conversation
+from mull.talk import Conversation, as_plain
 from mull.text.chat import Chat
 
 PLAIN = (
@@ -103,6 +103,21 @@ def test_a_conversation_that_outgrows_the_model_is_one_line(tmp_path: Path):
     conversation, said = talk(model, "long " * 1000, "short")
     assert "this model holds 1024, the answer included" in said
     assert [turn.content for turn in conversation.turns[::2]] == ["short"]
+
+
+def test_how_long_it_thinks_is_said_and_shown(tmp_path: Path):
+    model = of(SHOWS_THOUGHTS)(tmp_path)
+    conversation, said = talk(model, "/effort none", "/effort low", "hi", "/effort much", max_tokens=12)
+    assert "Answers at once." in said and "Thinks with low effort before it answers." in said
+    answer = model.generate("hi", max_tokens=12, effort="low")
+    assert f"{len(answer.tokens)} tokens ({answer.thinking_tokens} thinking)" in said
+    assert "effort must be one of none, minimal, low" in said
+    assert conversation.options["effort"] == "low"
+    conversation.command("/think off")
+    assert conversation.options["effort"] is None
+    assert as_plain(model, answer)["thinking_tokens"] == answer.thinking_tokens > 0
+    _, said = talk(of(PLAIN)(tmp_path / "plain"), "/effort low")
+    assert "This model's chat template knows no thinking" in said
 
 
 @pytest.mark.slow

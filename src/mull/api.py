@@ -179,7 +179,7 @@ BOUNDS: dict[str, tuple[type, Callable[[Any], bool], str]] = {
     "min_thinking_tokens": (int, lambda n: n >= 0, "0 or more"),
     "closing": (str, lambda _: True, "text"),
     "grammar": (Grammar, lambda _: True, "a mull.types.Grammar"),
-    "effort": (str, lambda _: True, "one of " + ", ".join(effort.EFFORTS)),
+    "effort": (str, lambda level: level in effort.EFFORTS, "one of " + ", ".join(effort.EFFORTS)),
 }
 OPTIONAL = ("thinking_tokens", "grammar", "effort")
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from rich.console import Console
 from rich.text import Text
 
-from mull.api import Model, Options
+from mull.api import Model, Options, check
 from mull.console import error_console, print_json
 from mull.ledger import money
 from mull.report.words import flops
@@ -20,6 +20,7 @@ from mull.types import Completion, Delta, Message, UserError
 
 HELP = """\
 /think on|off     think before answering, or answer at once
+/effort LEVEL     how long to think: none, minimal, low, medium, high, xhigh, max
 /remember on|off  show the model the conversation so far, or each question alone
 /reset            forget the conversation
 /quit             leave (Ctrl-D does too; Ctrl-C stops an answer)"""
@@ -39,7 +40,8 @@ def as_plain(model: Model, completion: Completion) -> dict[str, object]:
     bill = model.price(completion)
     return {
         "text": completion.text, "reasoning": completion.reasoning, "finish": completion.finish,
-        "tokens": len(completion.tokens), "prompt_tokens": completion.prompt_tokens,
+        "tokens": len(completion.tokens), "thinking_tokens": completion.thinking_tokens,
+        "prompt_tokens": completion.prompt_tokens,
         "seconds": round(completion.seconds, 6), "flops": bill.flops, "kwh": bill.kwh,
         "usd": bill.usd,
     }  # fmt: skip
@@ -78,7 +80,8 @@ def _plain(text: str) -> str:
 def tally(model: Model, completion: Completion, console: Console) -> None:
     """Tokens, seconds, cost; and why it ended, where that was not by itself."""
     tokens, seconds = len(completion.tokens), completion.seconds
-    parts = [f"{tokens} tokens", f"{seconds:.2f} s", f"{tokens / max(seconds, 1e-9):,.0f} tok/s"]
+    thought = f" ({completion.thinking_tokens} thinking)" if completion.thinking_tokens else ""
+    parts = [f"{tokens} tokens{thought}", f"{seconds:.2f} s", f"{tokens / max(seconds, 1e-9):,.0f} tok/s"]
     bill = model.price(completion)
     parts += [flops(bill.flops), money(bill.usd)]
     if completion.finish == "length":
@@ -134,11 +137,16 @@ class Conversation:
             case ["/reset"]:
                 self.turns = []
                 self.say("The conversation is forgotten.")
-            case ["/think", "on"] if not self.model.chat.thinks:
+            case ["/think", "on"] | ["/effort", _] if not self.model.chat.thinks:
                 raise UserError("This model's chat template knows no thinking; it answers at once.")
             case ["/think", "on" | "off" as way]:
                 self.options["thinking"] = way == "on"
+                self.options["effort"] = None
                 self.say("Thinks before it answers." if way == "on" else "Answers at once.")
+            case ["/effort", level]:
+                check(Options(effort=level))
+                self.options["effort"], self.options["thinking"] = level, True
+                self.say("Answers at once." if level == "none" else f"Thinks with {level} effort before it answers.")
             case ["/remember", "on" | "off" as way]:
                 self.remember, self.turns = way == "on", []
                 self.say("Remembers from here on." if way == "on" else "Each question stands alone.")
