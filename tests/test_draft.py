@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mull.engine.draft import DOUBT, SIZES, Costs, NGrams, Worth
+from mull.engine.draft import DOUBT, SIZES, Costs, Guesser, NGrams, Worth
 
 
 def twin(tokens: list[int], count: int) -> list[int]:
@@ -132,3 +132,25 @@ def test_attempts_become_rarer_and_a_draft_keeps_to_the_room_there_is() -> None:
     eager = Worth(Costs())
     eager.tell(0, 0)
     assert [eager.length(1, most) for most in (0, 1, 8)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("period", [1, 7, 100_000])
+def test_an_answer_that_repeats_itself_takes_fewer_steps_and_is_the_same(period: int) -> None:
+    """As an engine does it: a step draws one token, and one more behind each guess that is right."""
+    answer = [i % period for i in range(600)]
+    costs, done, steps = Costs(), 1, 0
+    guesser = Guesser(costs, [9, 9, *answer[:1]])
+    said = answer[:1]
+    while done < len(answer):
+        guessed = guesser.guess(1, min(8, len(answer) - done - 1))
+        accepted = 0
+        while accepted < len(guessed) and guessed[accepted] == answer[done + accepted]:
+            accepted += 1
+        drawn = answer[done : done + accepted + 1]
+        guesser.hear(drawn)
+        costs.tell(1 + len(guessed), 1 + 0.05 * len(guessed))
+        said += drawn
+        done += len(drawn)
+        steps += 1
+    assert said == answer
+    assert steps < 200 if period < 10 else steps == 599

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-SIZES = (4, 3, 2)  # tokens that must have come before, the longest first
+SIZES = (3, 2)  # tokens that must have come before, the longest first; each costs some 150 bytes a token
 LENGTHS = (1, 2, 3, 4, 6, 8)  # of drafts
 LEAST = 1.05  # times as many tokens a second, or it is not worth it
 MEMORY = 0.95  # of what was learnt, at each step
@@ -116,4 +116,31 @@ class Worth:
         self._idle = 0
 
 
-__all__ = ["Costs", "NGrams", "Worth"]
+class Guesser:
+    """One answer's drafts: ask for one before a step, say what came of it, and tell every token.
+
+    A draft must be no longer than what decides about its tokens is known beforehand: `Thought.steady() - 1` where a
+    thought has a budget, and nothing under a grammar or penalties, which depend on the tokens before.
+    """
+
+    def __init__(self, costs: Costs, prompt: Iterable[int]):
+        self.worth, self.grams = Worth(costs), NGrams(prompt)
+        self._drafted = 0
+
+    def guess(self, rows: int, most: int) -> list[int]:
+        """At most `most` tokens, for a step of `rows` rows without them."""
+        count = self.worth.length(rows, most) if most > 0 else 0
+        guessed = self.grams.propose(count) if count else []
+        self._drafted = len(guessed)
+        return guessed
+
+    def hear(self, tokens: Iterable[int]) -> None:
+        """What the step drew: guesses that were right, and one token more."""
+        heard = list(tokens)
+        for token in heard:
+            self.grams.hear(token)
+        self.worth.tell(self._drafted, min(max(len(heard) - 1, 0), self._drafted))
+        self._drafted = 0
+
+
+__all__ = ["Costs", "Guesser", "NGrams", "Worth"]
