@@ -30,6 +30,7 @@ class Side:
 
     arguments: Sequence[str]
     environment: Mapping[str, str] = field(default_factory=dict)
+    python: str = sys.executable  # of another environment, where a peer needs one of its own
 
 
 def arguments(about: str, rounds: int, peers: Sequence[str], ours: Sequence[str]) -> argparse.ArgumentParser:
@@ -56,7 +57,7 @@ def measure(script: str, side: Side, under: str = "") -> dict[str, Any]:
 
     Raises SystemExit with the end of what a failed process said.
     """
-    command = [*shlex.split(under), sys.executable, script, *side.arguments]
+    command = [*shlex.split(under), side.python, script, *side.arguments]
     done = subprocess.run(command, env={**os.environ, **side.environment}, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{shlex.join(side.arguments)} failed:\n{done.stderr[-3000:]}")
