@@ -22,8 +22,7 @@ OTHER = {"type": "function", "function": {"name": "clock", "parameters": {"type"
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Paris"}}\n</tool_call>'
 LESSONS = (
     Lesson("add", "It is 12. 你好 🙂", "7 and 5"),
-    Lesson("rain?", "I look." + CALL, f"not this: {CALL}", (TOOL,)),
-    Lesson("both?", CALL + CALL.replace("Paris", "Rome"), "ab", (TOOL,)),
+    Lesson("rain?", "I look." + CALL + CALL.replace("Paris", "Rome"), f"not this: {CALL}", (TOOL,), (True,)),
 )
 GREEDY = {"model": "tiny", "temperature": 0}
 USD = 0.25
@@ -58,10 +57,16 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
 
 
-@pytest.fixture(name="ask")
-def asking(server: Server) -> Any:
+@pytest.fixture(scope="module", name="client")
+def connected(server: Server) -> Iterator[Any]:
+    with server.openai() as client:
+        yield client
+
+
+@pytest.fixture(scope="module", name="ask")
+def asking(client: Any) -> Any:
     """chat.completions.create with a question."""
-    create = server.openai().chat.completions.create
+    create = client.chat.completions.create
 
     def ask(question: str = "add", **options: Any) -> Any:
         return create(**{**GREEDY, "messages": [{"role": "user", "content": question}], **options})
@@ -166,11 +171,11 @@ def test_without_a_seed_one_is_drawn_and_told(ask: Any) -> None:
 
 
 def test_choices_differ_and_are_counted(ask: Any) -> None:
-    answer = ask("x", temperature=2, n=4, seed=1, max_tokens=12)
+    answer = ask("x", temperature=2, n=4, seed=1, max_tokens=12, logit_bias=NO_END)
     assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
     assert len({choice.message.reasoning for choice in answer.choices}) == 4
     assert answer.usage.completion_tokens == 4 * 12
-    alone = ask("x", temperature=2, n=2, seed=1, max_tokens=12)
+    alone = ask("x", temperature=2, n=2, seed=1, max_tokens=12, logit_bias=NO_END)
     assert parts(alone) == parts(answer)[:2]
 
 
@@ -328,7 +333,8 @@ SCHEMA = {
 ])  # fmt: skip
 @pytest.mark.parametrize("effort", ["none", "low"])
 def test_an_answer_keeps_to_a_schema_behind_its_thought(ask: Any, form: dict[str, Any], effort: str) -> None:
-    answer = ask("x", reasoning_effort=effort, max_tokens=400, seed=1, temperature=0.7, **form)
+    no_end = {"0": -100, "2": -100}  # within the thought; where the form is whole nothing else may come
+    answer = ask("x", reasoning_effort=effort, max_tokens=400, seed=1, temperature=0.7, logit_bias=no_end, **form)
     assert answer.choices[0].finish_reason in ("stop", "length")
     if answer.choices[0].finish_reason == "stop":
         read = json.loads(answer.choices[0].message.content)
@@ -355,22 +361,22 @@ def test_calls_are_found_in_the_answer_and_not_in_the_thought(ask: Any) -> None:
     assert answer.choices[0].finish_reason == "tool_calls"
     assert message.content == "I look."
     assert CALL in message.reasoning
-    [call] = message.tool_calls
+    call, other = message.tool_calls
     assert call.id.startswith("call_")
+    assert other.id != call.id
     assert (call.type, call.function.name, json.loads(call.function.arguments)) == ("function", "weather", {
         "city": "Paris",
     })  # fmt: skip
 
 
 def test_calls_are_streamed_whole_and_numbered(ask: Any) -> None:
-    chunks = [*ask("both?", tools=[TOOL], stream=True)]
+    chunks = [*ask("rain?", tools=[TOOL], stream=True)]
     calls = [call for chunk in chunks for choice in chunk.choices for call in choice.delta.tool_calls or ()]
     assert [call.index for call in calls] == [0, 1]
     assert len({call.id for call in calls}) == 2
     assert [json.loads(call.function.arguments)["city"] for call in calls] == ["Paris", "Rome"]
-    one = ask("both?", tools=[TOOL], parallel_tool_calls=False).choices[0].message
+    one = ask("rain?", tools=[TOOL], parallel_tool_calls=False).choices[0].message
     assert len(one.tool_calls) == 1
-    assert one.content is None
 
 
 def test_no_tools_no_calls(ask: Any) -> None:
@@ -387,6 +393,7 @@ def test_a_model_that_must_call_does(ask: Any, choice: Any) -> None:
         return
     [call] = answer.choices[0].message.tool_calls
     assert answer.choices[0].finish_reason == "tool_calls"
+    assert answer.choices[0].message.content is None
     assert call.function.name in (("weather", "clock") if choice == "required" else ("clock",))
     assert isinstance(json.loads(call.function.arguments), dict)
 
@@ -488,11 +495,10 @@ def test_a_conversation_that_is_too_long_has_the_code_that_clients_look_for(ask:
     assert refused.value.code == "context_length_exceeded"
 
 
-def test_another_model_is_not_found(ask: Any, server: Server) -> None:
+def test_another_model_is_not_found(ask: Any, client: Any) -> None:
     with pytest.raises(openai.NotFoundError, match="this server has 'tiny'") as refused:
         ask(model="gpt-5")
     assert refused.value.code == "model_not_found"
-    client = server.openai()
     assert [model.id for model in client.models.list()] == ["tiny"]
     assert client.models.retrieve("tiny").max_model_len == 1024
     with pytest.raises(openai.NotFoundError):
@@ -534,9 +540,9 @@ def test_a_vote_gives_one_answer_and_counts_all(ask: Any) -> None:
 # text that goes on
 
 
-@pytest.fixture(name="go_on")
-def going_on(server: Server) -> Any:
-    return partial(server.openai().completions.create, model="tiny", temperature=0)
+@pytest.fixture(scope="module", name="go_on")
+def going_on(client: Any) -> Any:
+    return partial(client.completions.create, model="tiny", temperature=0)
 
 
 def test_text_goes_on_behind_its_prompt(go_on: Any, server: Server) -> None:
