@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -116,15 +117,16 @@ class TextAnswer:
         begin = f'data: {dumps(self.head)[:-1]},"choices":[{{"index":'
         usage = ',"usage":null' if self.options.include_usage else ""
         made: dict[int, int] = {}
-        async for event in self.visit.answer(*self.asks):
-            text = self.prompt(event.index) + event.text if self.echo and event.index not in made else event.text
-            made[event.index] = event.made
-            if self.options.continuous_usage_stats:
-                usage = f',"usage":{dumps(usage_of(self.visit, sum(made.values())))}'
-            scored = dumps(self._logprobs(event.index, event.logprobs)) if event.logprobs else "null"
-            finish = f'"{event.finish}"' if event.finish else "null"
-            told = f'{event.index},"text":{dumps(text)},"logprobs":{scored},"finish_reason":{finish}}}]'
-            yield f"{begin}{told}{usage}}}\n\n".encode()
+        async with aclosing(self.visit.answer(*self.asks)) as events:
+            async for event in events:
+                text = self.prompt(event.index) + event.text if self.echo and event.index not in made else event.text
+                made[event.index] = event.made
+                if self.options.continuous_usage_stats:
+                    usage = f',"usage":{dumps(usage_of(self.visit, sum(made.values())))}'
+                scored = dumps(self._logprobs(event.index, event.logprobs)) if event.logprobs else "null"
+                finish = f'"{event.finish}"' if event.finish else "null"
+                told = f'{event.index},"text":{dumps(text)},"logprobs":{scored},"finish_reason":{finish}}}]'
+                yield f"{begin}{told}{usage}}}\n\n".encode()
         last = {**self.head, "choices": [], "usage": usage_of(self.visit)}
         yield (frame(last) if self.options.include_usage else b"") + DONE
 

@@ -11,6 +11,7 @@ import json
 import logging
 import time
 from collections.abc import AsyncGenerator, Iterable, Mapping
+from contextlib import aclosing
 from typing import Any
 
 from fastapi import APIRouter
@@ -114,23 +115,25 @@ class ChatAnswer:
         begin, usage = f'data: {head},"choices":[{{"index":', ',"usage":null' if self.options.include_usage else ""
         begun: set[int] = set()
         agreed, drawn = 0, 0
-        async for event in self.visit.answer(self.ask):
-            self.made[event.index] = event.made
-            text = ""
-            if event.index not in begun:
-                begun.add(event.index)
-                text = f'{begin}{event.index},"delta":{{"role":"assistant","content":""}},"logprobs":null,'
-                text += f'"finish_reason":null}}]{usage}}}\n\n'
-            if event.finish is not None:
-                agreed, drawn = event.agreed, len(event.drawn)
-            if (delta := self._delta(event)) is None:
-                continue
-            scored = dumps(self._logprobs(event.logprobs)) if event.logprobs else "null"
-            finish = f'"{event.finish}"' if event.finish else "null"
-            if self.options.continuous_usage_stats:
-                usage = f',"usage":{dumps(usage_of(self.visit, sum(self.made.values())))}'
-            text += f'{begin}{event.index},"delta":{delta},"logprobs":{scored},"finish_reason":{finish}}}]{usage}}}\n\n'
-            yield text.encode()
+        async with aclosing(self.visit.answer(self.ask)) as events:
+            async for event in events:
+                self.made[event.index] = event.made
+                text = ""
+                if event.index not in begun:
+                    begun.add(event.index)
+                    text = f'{begin}{event.index},"delta":{{"role":"assistant","content":""}},"logprobs":null,'
+                    text += f'"finish_reason":null}}]{usage}}}\n\n'
+                if event.finish is not None:
+                    agreed, drawn = event.agreed, len(event.drawn)
+                if (delta := self._delta(event)) is None:
+                    continue
+                scored = dumps(self._logprobs(event.logprobs)) if event.logprobs else "null"
+                finish = f'"{event.finish}"' if event.finish else "null"
+                if self.options.continuous_usage_stats:
+                    usage = f',"usage":{dumps(usage_of(self.visit, sum(self.made.values())))}'
+                text += f'{begin}{event.index},"delta":{delta},"logprobs":{scored},'
+                text += f'"finish_reason":{finish}}}]{usage}}}\n\n'
+                yield text.encode()
         last: dict[str, Any] = {**self.head, "object": "chat.completion.chunk", "choices": []}
         if self.ask.votes > 1:
             last["votes"] = {"agreed": agreed, "of": drawn}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -81,7 +82,8 @@ class _Stream(Response):
         try:
             await asyncio.wait({telling, self.watching}, return_when=asyncio.FIRST_COMPLETED)
             if telling.done():
-                telling.result()
+                with suppress(TimeoutError):  # nobody reads: what is not complete is closed
+                    telling.result()
         finally:
             await _end(telling, pinging, self.watching, self.first)
             await self.frames.aclose()
