@@ -291,7 +291,9 @@ def test_a_bug_shows_its_traceback(tiny: Path, tmp_path: Path):
 
 def test_ask_prints_the_answer_alone_on_stdout(mull: Mull, done: Path):
     plain = json.loads(mull("ask", done, QUESTION, "--json").out)
-    assert set(plain) == {"text", "reasoning", "finish", "tokens", "prompt_tokens", "seconds", "flops", "kwh", "usd"}
+    assert set(plain) == {
+        "text", "reasoning", "finish", "tokens", "thinking_tokens", "prompt_tokens", "seconds", "flops", "kwh", "usd",
+    }  # fmt: skip
     said = mull("ask", done, QUESTION)
     assert said.code == 0
     assert said.out.strip() == plain["text"]

@@ -113,8 +113,7 @@ def test_how_long_it_thinks_is_said_and_shown(tmp_path: Path):
     assert f"{len(answer.tokens)} tokens ({answer.thinking_tokens} thinking)" in said
     assert "effort must be one of none, minimal, low" in said
     assert conversation.options["effort"] == "low"
-    conversation.command("/think off")
-    assert conversation.options["effort"] is None
+    assert talk(model, "/effort low", "/think off")[0].options["effort"] is None
     assert as_plain(model, answer)["thinking_tokens"] == answer.thinking_tokens > 0
     _, said = talk(of(PLAIN)(tmp_path / "plain"), "/effort low")
     assert "This model's chat template knows no thinking" in said
