@@ -244,7 +244,8 @@ def test_a_thought_is_kept_open() -> None:
 
 
 def test_forms_begin_when_the_thought_has_ended() -> None:
-    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}
+    number = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    schema = number | {"required": ["a"], "additionalProperties": False}
     core = core_of()
     forms = {
         "regex": Grammar("regex", "[a-c]{3,6}"), "choice": Grammar("choice", '["yes", "no"]'),

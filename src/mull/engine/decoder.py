@@ -23,7 +23,9 @@ from mull.model.transformer import Transformer
 from mull.ops.exact import whole
 
 STEP = 16  # more tokens than this are a multiple of it: oneDNN compiles a kernel for each number of them
-TAIL = 16  # chunks of at most so many tokens are padded to one shape and attend together
+TAIL = 16  # chunks of at most so many tokens attend together, however many they are
+NEAR = 256  # tokens before them may differ by as many
+GROUP = 2048  # tokens that attend together
 ROWS_BYTES = 1 << 30  # of the copy of the cache that decoding takes as it lies
 
 
@@ -33,6 +35,15 @@ class Said:
 
     logits_BV: Tensor
     routes: list[int]  # per row, which experts its token met (model.moe.fingerprints); empty where not recorded
+
+
+def _alike(group: Sequence[Part], part: Part) -> bool:
+    """Whether a part, no shorter than those of a group, can join it: little is filled up, and scores stay few."""
+    tokens = sum(one.count for one in group) + part.count
+    filled = part.count * (len(group) + 1)
+    begins = [one.begin for one in (*group, part)]
+    near = max(begins) - min(begins) <= max(NEAR, min(begins) // 2)
+    return near and (filled <= tokens * 5 // 4 or part.count <= TAIL) and filled <= GROUP
 
 
 @dataclass(frozen=True)
@@ -132,16 +143,15 @@ class Decoder:
     def _shapes(self, parts: Sequence[Part]) -> list[_Shape]:
         """Parts in the order of the pass."""
         by_job = {part.job: part for part in parts}
-        seated = [by_job[job] for job in self.slots]
-        others = [part for part in parts if part.job not in set(self.slots)]
-        small = sorted((part for part in others if part.count <= TAIL), key=lambda part: part.begin + part.count)
+        seated = [by_job.pop(job) for job in self.slots]
         shapes = [_Shape(seated, max(part.count for part in seated), dense=True)] if seated else []
-        while small:  # a group's longest is at most half as long again as its shortest, but for short ones
-            first = small[0].begin + small[0].count
-            group = [part for part in small if part.begin + part.count <= max(256, first * 3 // 2)]
-            shapes.append(_Shape(group, max(part.count for part in group)))
-            small = small[len(group) :]
-        return shapes + [_Shape([part], part.count) for part in others if part.count > TAIL]
+        group: list[Part] = []
+        for part in sorted(by_job.values(), key=lambda part: (part.count, part.begin)):
+            if group and not _alike(group, part):
+                shapes.append(_Shape(group, group[-1].count))
+                group = []
+            group.append(part)
+        return [*shapes, _Shape(group, group[-1].count)] if group else shapes
 
     def _flat(
         self, shapes: Sequence[_Shape]

@@ -85,13 +85,15 @@ class Scheduler:
         parts: list[Part] = []
         drawing = sum(job.left == 1 for job in self.running)
         budget = self.chunk if drawing else self.prefill
-        for job in list(self.running):
-            if job not in self.running:  # it had to make room for one before it
-                continue
-            count = job.left + len(job.draft) if job.left == 1 else min(job.left, budget)
+        at = 0
+        while at < len(self.running):  # which becomes shorter where the last must make room
+            job = self.running[at]
+            left = len(job.tokens) - job.done
+            count = left + len(job.draft) if left == 1 else min(left, budget)
             if count and self._reserve(job, count):
                 parts.append(self._part(job, count))
-                budget -= count if job.left > 1 else 0
+                budget -= count if left > 1 else 0
+            at += 1
         while self.waiting and len(self.running) < self.rows and budget > 0:
             part = self._join(budget)
             if part is None:
@@ -104,7 +106,9 @@ class Scheduler:
     def _reserve(self, job: Job, count: int) -> bool:
         """Pages for `count` more tokens of a running job. Younger ones give theirs up; False: it gave up its own."""
         wanted = _pages(job.done + count) - len(job.pages)
-        while (taken := self.pages.take(max(wanted, 0))) is None:
+        if wanted <= 0:
+            return True
+        while (taken := self.pages.take(wanted)) is None:
             youngest = self.running[-1]
             self._put_back(youngest)
             if youngest is job:
