@@ -74,8 +74,8 @@ def test_a_stream_is_the_same_answer_in_pieces(model: Model):
     whole = model.generate(QUESTION, max_tokens=40)
     deltas = list(model.stream(QUESTION, max_tokens=40))
     assert all(isinstance(delta, Delta) for delta in deltas)
-    assert "".join(delta.reasoning for delta in deltas).strip("\n") == whole.reasoning
-    assert "".join(delta.text for delta in deltas).strip() == whole.text
+    assert "".join(delta.reasoning for delta in deltas) == whole.reasoning
+    assert "".join(delta.text for delta in deltas) == whole.text
     assert [delta.completion is not None for delta in deltas] == [False] * (len(deltas) - 1) + [True]
     assert deltas[-1].completion is not None
     assert said(deltas[-1].completion) == said(whole)
@@ -138,6 +138,17 @@ def test_an_answer_has_a_price(model: Model):
 def test_options_out_of_range_are_refused(drawn: Model, options: dict, said: str):
     with pytest.raises(UserError, match=said):
         drawn.generate("hi", **options)
+
+
+def test_streams_say_what_whole_answers_say(drawn: Model):
+    """To the letter: half characters, blanks, marks wherever a model puts them, stop texts."""
+    for seed in range(9):
+        heat = {"temperature": 1.3, "max_tokens": 40, "seed": seed, "stop": ["a", "1 "], "thinking": seed % 3 > 0}
+        whole = drawn.generate("hi", **heat)  # type: ignore[arg-type]
+        deltas = list(drawn.stream("hi", **heat))  # type: ignore[arg-type]
+        assert "".join(delta.reasoning for delta in deltas) == whole.reasoning
+        assert "".join(delta.text for delta in deltas) == whole.text
+        assert deltas[-1].completion is not None and said(deltas[-1].completion) == said(whole)
 
 
 def test_every_option_changes_what_is_drawn(drawn: Model):
