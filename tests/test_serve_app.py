@@ -74,9 +74,10 @@ def wait_for(what: Any, seconds: float = 10.0) -> None:
 
 def post(server: Server, body: bytes | dict[str, Any], path: str = "/v1/chat/completions", **headers: str) -> Any:
     content = json.dumps(body).encode() if isinstance(body, dict) else body
-    return httpx2.post(
-        server.url + path, content=content, headers={"content-type": "application/json", **headers}, timeout=30
-    )
+    with httpx2.Client(verify=False, timeout=30) as client:  # certificates take long to load
+        return client.post(
+            server.url + path, content=content, headers={"content-type": "application/json", **headers}
+        )
 
 
 # clients that go away
@@ -96,7 +97,9 @@ def test_a_client_that_goes_away_frees_the_engine_within_steps(server: Server, s
     spent = BOOKS.spent[-1]
     assert spent.finish == "cancelled"
     assert spent.completion_tokens < 900 * n
-    assert spent.completion_tokens > 0 or not stream
+    if stream:  # what was used until then is in the books
+        assert spent.completion_tokens >= spent.reasoning_tokens > 0
+        assert spent.prompt_tokens > 10
     assert post(server, {**LONG, "max_tokens": 2, "n": 4}).status_code == 200  # there is room again
 
 

@@ -7,9 +7,10 @@ import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import openai
+import pydantic
 import pytest
 from serving import Lesson, Server, serving, taught
 
@@ -316,6 +317,26 @@ def test_log_probabilities_are_of_all_tokens_in_order(ask: Any) -> None:
 
 
 # a given form
+
+
+def test_the_packages_own_helpers_understand_an_answer(client: Any) -> None:
+    """`parse` sends a schema and reads the answer; `stream` puts chunks together."""
+
+    class Sum(pydantic.BaseModel):
+        right: bool
+        value: Literal["a", "b"]
+
+    asked = {**GREEDY, "messages": [{"role": "user", "content": "add"}], "max_tokens": 100}
+    parsed = client.chat.completions.parse(**asked, response_format=Sum, reasoning_effort="none")
+    assert isinstance(parsed.choices[0].message.parsed, Sum)
+    with client.chat.completions.stream(**asked) as stream:
+        told = [event.type for event in stream]
+    assert "content.delta" in told
+    assert stream.get_final_completion().choices[0].message.content == "It is 12. 你好 🙂"
+    question = [{"role": "user", "content": "rain?"}]
+    with client.chat.completions.stream(**{**asked, "messages": question, "max_tokens": 300}, tools=[TOOL]) as stream:
+        names = [event.name for event in stream if event.type == "tool_calls.function.arguments.done"]
+    assert names == ["weather", "weather"]
 
 
 SCHEMA = {

@@ -75,6 +75,7 @@ class Event:
     completion: Completion | None = None  # with finish
     drawn: tuple[Completion, ...] = ()  # with finish: all that were drawn for it; several where there was a vote
     agreed: int = 0  # with finish: how many of `drawn` agree with it
+    prompt: int = 0  # tokens of the prompt
     made: int = 0  # tokens of this choice so far
     logprobs: tuple[Scored, ...] = ()  # of the tokens behind it, where asked; the last may have some nobody sees
 
@@ -212,11 +213,12 @@ class Dialogue:
             yield replace(event, index=0)
 
 
-async def merged(streams: Sequence[AsyncIterator[T]]) -> AsyncGenerator[tuple[int, T]]:
+async def merged(streams: Sequence[AsyncGenerator[T]]) -> AsyncGenerator[tuple[int, T]]:
     """(which, what) as they come. The first that raises ends all."""
     if len(streams) == 1:
-        async for item in streams[0]:
-            yield 0, item
+        async with aclosing(streams[0]):
+            async for item in streams[0]:
+                yield 0, item
         return
     inbox: asyncio.Queue[tuple[int, T] | Exception | None] = asyncio.Queue()
 
@@ -249,8 +251,7 @@ class _Teller:
     """Events from the Deltas of one choice."""
 
     def __init__(self, index: int, chat: Chat, ask: Ask, request: Request):
-        self.index = index
-        self.made = 0
+        self.index, self.prompt, self.made = index, len(request.tokens), 0
         self.listener: Listener | Verbatim | None = None  # tells which tokens are the thought's
         if ask.logprobs:
             sampling = request.sampling
@@ -264,29 +265,30 @@ class _Teller:
     def hear(self, delta: Delta) -> Iterator[Event]:
         self._score(delta)
         if delta.reasoning:
-            yield Event(self.index, reasoning=delta.reasoning, made=self.made, logprobs=self._scores(thought=True))
+            yield self._event(reasoning=delta.reasoning, logprobs=self._scores(thought=True))
         if self.parser is None:
             if delta.text:
-                yield Event(self.index, text=delta.text, made=self.made, logprobs=self._scores())
+                yield self._event(text=delta.text, logprobs=self._scores())
         else:
             yield from self._told(self.parser.feed(delta.text))
             if delta.completion is not None:
                 yield from self._told(self.parser.flush())
         if (completion := delta.completion) is not None:
             finish: Finish = "tool_calls" if self.calls and completion.finish == "stop" else completion.finish
-            yield Event(
-                self.index, finish=finish, completion=completion, drawn=(completion,), agreed=1,
-                made=len(completion.tokens), logprobs=self._scores(),
-            )  # fmt: skip
+            scores = self._scores()
+            yield self._event(finish=finish, completion=completion, drawn=(completion,), agreed=1, logprobs=scores)
+
+    def _event(self, **parts: Any) -> Event:
+        return Event(self.index, prompt=self.prompt, made=self.made, **parts)
 
     def _told(self, parts: Sequence[str | Call]) -> Iterator[Event]:
         for part in parts:
             if isinstance(part, str):
-                yield Event(self.index, text=part, made=self.made, logprobs=self._scores())
+                yield self._event(text=part, logprobs=self._scores())
             elif self.parallel or not self.calls:
                 self.calls += 1
                 call = ToolCall(a_name("call_"), part.name, part.arguments)
-                yield Event(self.index, tool=call, made=self.made, logprobs=self._scores())
+                yield self._event(tool=call, logprobs=self._scores())
 
     def _score(self, delta: Delta) -> None:
         """Note the new tokens. That which ended the answer is none of its text's."""

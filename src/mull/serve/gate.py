@@ -100,25 +100,30 @@ class Visit:
     async def _one(self, ask: Ask) -> AsyncGenerator[Event]:
         """Those of one ask, counted."""
         drawn: list[Completion] = []
-        made: dict[int, int] = {}
+        prompt = 0
+        made: dict[int, int] = {}  # tokens of choices that have not ended, and those of their thoughts
+        thought: dict[int, int] = {}
         try:
             async with aclosing(self.dialogue.answer(ask)) as events:
                 async for event in events:
                     if not self.spent.first_seconds:
                         self.spent.first_seconds = time.perf_counter() - self.began
-                    made[event.index] = event.made
+                    prompt, made[event.index] = event.prompt, event.made
+                    if event.reasoning:
+                        thought[event.index] = event.made
                     if event.finish is not None:
-                        del made[event.index]
+                        made.pop(event.index)
+                        thought.pop(event.index, None)
                         drawn += event.drawn
                         if event.index == 0:
                             self.spent.finish = event.finish
                     yield event
         finally:
             counted = usage(drawn)
-            self.spent.prompt_tokens += counted["prompt_tokens"]
+            self.spent.prompt_tokens += counted["prompt_tokens"] or prompt
             self.spent.cached_tokens += counted["cached_tokens"]
             self.spent.completion_tokens += counted["completion_tokens"] + sum(made.values())
-            self.spent.reasoning_tokens += counted["reasoning_tokens"]
+            self.spent.reasoning_tokens += counted["reasoning_tokens"] + sum(thought.values())
 
     async def _settle(self) -> None:
         self.spent.seconds = time.perf_counter() - self.began
