@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from small import chat
 from tokenizers import AddedToken
 
+from mull import hub
 from mull.text.chat import Chat
 from mull.text.thoughts import MARKS, Listener, Marks, Parser, marks_of
 from mull.text.tokenizer import END_THINK, THINK, Tokenizer
@@ -238,3 +239,17 @@ def test_text_that_goes_on_behind_a_prompt_is_heard_as_it_is(ids: list[int]) -> 
     said = [listener.hear(token) for token in ids] + [listener.end()]
     assert {reasoning for reasoning, _ in said} == {""}
     assert "".join(text for _, text in said) == t.decode([i for i in ids if i not in t.stop_ids])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(hub.resolve("smollm2") is None, reason="smollm2 has not been pulled: `mull pull smollm2`")
+def test_a_published_vocabulary_is_heard_as_it_is_decoded() -> None:
+    """Any of its tokens in any order: halves of characters, and marks that it has no tokens for."""
+    folder = hub.resolve("smollm2")
+    assert folder is not None
+    them, draw = Chat.load(folder), random.Random(0)
+    marks = [them.tokenizer.encode(text) for text in (THINK, END_THINK, " \n", "a 你好 🙂")]
+    for _ in range(300):
+        parts = [draw.choice(marks) if draw.random() < 0.5 else [draw.randrange(49_152)] for _ in range(20)]
+        ids = [i for part in parts for i in part]
+        assert heard(them.listener(True), ids) == them.parse(ids, True)[:2]
