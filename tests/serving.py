@@ -24,6 +24,7 @@ from small import GQA, changed, chat, model_of
 
 from mull.data.batch import Example, collate
 from mull.engine.host import Host
+from mull.model.families import read_config
 from mull.model.weights import save_model
 from mull.serve.app import build
 from mull.serve.dialogue import Dialogue
@@ -113,7 +114,7 @@ def serving(
         folder = folder or saved(Path(made) / "tiny")
         template = Chat.load(folder)
         host = Host({"model": str(folder), "device": "cpu", **(options or {})}, rows, queue)
-        dialogue = Dialogue(host, template, "tiny", TINY.max_length, "tiny-fast", limits)
+        dialogue = Dialogue(host, template, "tiny", read_config(folder).max_length, "tiny-fast", limits)
         built = app(dialogue) if app else build(dialogue, gate, limits)
         door = socket.create_server(("127.0.0.1", 0))
         if buffer is not None:

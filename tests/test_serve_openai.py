@@ -14,6 +14,7 @@ import pydantic
 import pytest
 from serving import Lesson, Server, serving, taught
 
+from mull import hub
 from mull.serve.errors import ApiError
 from mull.serve.gate import Open, Scope, Spent, Who
 
@@ -620,3 +621,22 @@ def test_half_a_character_is_told_by_its_bytes(ask: Any, server: Server) -> None
     scored = answer.choices[0].logprobs.content
     assert any("\ufffd" in one.token for one in scored)  # the smiling face has several
     assert b"".join(bytes(one.bytes) for one in scored).decode() == answer.choices[0].message.content
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(hub.resolve("smollm2") is None, reason="smollm2 has not been pulled: `mull pull smollm2`")
+def test_a_real_model_answers() -> None:
+    folder = hub.resolve("smollm2")
+    with serving(folder) as server, server.openai() as client:
+        asked = {"model": "tiny", "temperature": 0, "max_tokens": 24, "messages": [
+            {"role": "user", "content": "What is the capital of France?"},
+        ]}  # fmt: skip
+        answer = client.chat.completions.create(**asked)
+        assert "Paris" in answer.choices[0].message.content
+        assert answer.usage.completion_tokens_details.reasoning_tokens == 0  # it does not think
+        assert whole(client.chat.completions.create(**asked, stream=True))[0] == parts(answer)
+        choices = [f"The capital of France is {city}." for city in ("Lyon", "Paris", "Nice")]
+        chosen = client.chat.completions.create(**asked, extra_body={"guided_choice": choices})
+        assert chosen.choices[0].message.content == choices[1]
+        text = client.completions.create(model="tiny", prompt="The capital of France is", temperature=0, max_tokens=4)
+        assert text.choices[0].text.startswith(" Paris")
