@@ -13,6 +13,7 @@ from small import SHAPES, chat, model_of, tokens_of
 
 from mull.engine.answer import Answer
 from mull.engine.core import Core
+from mull.engine.draft import NGrams, Worth
 from mull.model.transformer import Transformer
 from mull.types import Completion, Grammar, Message, Request, Sampling, UserError
 
@@ -146,6 +147,52 @@ def test_an_answer_gets_no_more_than_the_cache_holds() -> None:
     assert len(one(Request(tuple(tokens_of(40)), Sampling(max_tokens=60, ignore_end=True)), core).tokens) == 24
     with pytest.raises(UserError, match="64 tokens; the cache holds 64"):
         core.add("it", Request(tuple(tokens_of(64))))
+
+
+# guessed ahead
+
+
+@pytest.fixture
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drafts always, of up to three tokens, whether they pay or not; some of them wrong."""
+    monkeypatch.setattr(Worth, "length", lambda self, rows, most: min(3, most))
+    propose = NGrams.propose
+
+    def guessed(grams: NGrams, count: int) -> list[int]:
+        return [(token + 1) % 300 if len(grams.tokens) % 5 == i else token
+                for i, token in enumerate(propose(grams, count) or [9] * count)]  # fmt: skip
+
+    monkeypatch.setattr(NGrams, "propose", guessed)
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize("name", ["moe", "llama", "qwen2, windowed"])
+def test_in_exact_mode_drafts_change_no_bit(name: str) -> None:
+    draw = Random(name)
+    asked = traffic(14, draw)
+    alone = [one(request, core_of(name, exact=True)) for request in asked]
+    for rows, pages in ((8, None), (5, 10)):
+        core = core_of(name, exact=True, rows=rows, pages=pages, chunk=30, drafts=True)
+        ended = under_traffic(core, asked, draw)
+        assert [bits(ended[i]) for i in range(len(asked))] == [bits(answer) for answer in alone]
+        assert 0 < core.counts["accepted"] < core.counts["drafted"]
+        assert core.scheduler.pages.used == 0
+
+
+@pytest.mark.usefixtures("eager")
+def test_what_repeats_itself_takes_fewer_steps() -> None:
+    request = Request(PLAIN, Sampling(max_tokens=60, temperature=0.0, thinking=False, ignore_end=True))
+    plain, drafted = core_of(), core_of(drafts=True)
+    assert one(request, plain).tokens == one(request, drafted).tokens
+    assert drafted.counts["steps"] < plain.counts["steps"] * 0.8
+
+
+def test_drafts_are_given_up_where_they_do_not_pay() -> None:
+    core = core_of(drafts=True)
+    for seed in range(4):
+        core.add(seed, Request(PLAIN, Sampling(max_tokens=80, temperature=1.5, ignore_end=True, seed=seed)))
+    run(core)
+    assert core.counts["drafted"] < 0.3 * core.counts["generated_tokens"]
 
 
 # how answers end

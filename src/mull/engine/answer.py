@@ -6,6 +6,7 @@ import time
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
+from mull.engine.draft import Guesser
 from mull.engine.grammar import Matcher
 from mull.engine.logits import Tally, penalised
 from mull.engine.sampler import Draw, stream_of, uniform
@@ -67,6 +68,7 @@ class Answer:
         self._reasoning: list[str] = []
         self._text: list[str] = []
         self._news = _News()
+        self.guesser: Guesser | None = None  # where drafts are tried
 
     @property
     def key(self) -> tuple[int, ...]:
@@ -85,6 +87,13 @@ class Answer:
             return [Draw(sampling, point, forced, self.tally, banned) for point in points]
         assert rows == 1
         return [Draw(sampling, points[0], forced, self.tally, banned, self.matcher, thought.exempt())]
+
+    def guessable(self) -> int:
+        """Tokens that may be guessed ahead: nothing that is decided anew at each of them may be under way."""
+        if self.tally is not None or self.matcher is not None:
+            return 0
+        room = self.limit - len(self.tokens) - 1
+        return room if self.thought is None else min(room, self.thought.steady() - 1)
 
     def hear(self, token: int, logprob: float, alternatives: Alternatives = (), route: int | None = None) -> None:
         """Take the next token; `finish` is set where it is the last."""

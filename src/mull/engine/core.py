@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from functools import partial
@@ -16,6 +17,7 @@ import torch
 
 from mull.engine.answer import Answer
 from mull.engine.decoder import Decoder, Said
+from mull.engine.draft import Costs, Guesser
 from mull.engine.grammar import Compiled, Grammars, Matcher
 from mull.engine.pages import PAGE, Pages
 from mull.engine.sampler import draw
@@ -27,6 +29,7 @@ from mull.text.chat import Chat
 from mull.types import Request, UserError
 
 T = TypeVar("T")
+COUNTED = ("steps", "prompt_tokens", "cached_tokens", "generated_tokens", "drafted", "accepted")
 PAUSE = 0.05  # seconds to wait for a grammar where nothing else is to be done
 FEW, MANY = 64, 1 << 24  # pages: so many to begin with, and as many as memory holds
 
@@ -54,7 +57,8 @@ def afforded(work: Callable[[], T]) -> T | None:
 
 
 class Core:
-    """At most `rows` answers at a time. The cache has `pages` pages, or as many as are needed.
+    """At most `rows` answers at a time. The cache has `pages` pages, or as many as are needed. With `drafts` tokens are
+    guessed ahead where that is seen to pay: the answers are the same, in exact mode to the bit.
 
     Where memory does not suffice for a step, rows are halved, and all begin again behind what they have.
     """
@@ -62,7 +66,7 @@ class Core:
     def __init__(
         self, model: Transformer, chat: Chat, rows: int, pages: int | None = None, chunk: int = 256,
         prefill: int = 1024, fp32: bool = False, routes: bool = False, say: Callable[[str], None] = nobody,
-        grammars: Grammars | None = None,
+        grammars: Grammars | None = None, drafts: bool = False,
     ):  # fmt: skip
         self.model, self.chat, self.say = model, chat, say
         self._pages = partial(Pages, pages or FEW, pages or MANY)
@@ -72,8 +76,9 @@ class Core:
         self.marks = MarkIds(chat)
         self.grammars = grammars or Grammars(chat.tokenizer, model.cfg.vocab)
         self.compiling: list[tuple[Future[Compiled], Answer]] = []
+        self.costs = Costs() if drafts else None
         self.answers: dict[Hashable, Answer] = {}
-        self.counts = dict.fromkeys(("steps", "prompt_tokens", "cached_tokens", "generated_tokens"), 0)
+        self.counts = dict.fromkeys(COUNTED, 0)
 
     @property
     def busy(self) -> bool:
@@ -139,12 +144,17 @@ class Core:
     def step(self) -> list[Answer]:
         """One pass of the model. Those who got a token, or an error."""
         failed = self._compiled() if self.compiling else []
+        if self.costs is not None:
+            self._guess()
         parts = self.scheduler.plan()
         if not parts:
             return failed
+        began = time.perf_counter()
         said = afforded(partial(self._decode, parts))
         if said is None:
             return failed + self._halve()
+        if self.costs is not None and len(said.logits_BV) == sum(part.count for part in parts):  # no prompts among them
+            self.costs.tell(len(said.logits_BV), time.perf_counter() - began)
         self.counts["steps"] += 1
         heard = self._draw([part for part in parts if part.draws], said)
         self.scheduler.computed(parts)
@@ -169,7 +179,7 @@ class Core:
         drawn = draw(said.logits_BV, wanted)
         at = 0
         for part, answer, size in zip(parts, answers, sizes, strict=True):
-            draft = part.job.draft
+            draft, before = part.job.draft, len(answer.tokens)
             for row in range(at, at + size):
                 if row in drawn.failed:
                     answer.error = drawn.failed[row]
@@ -181,7 +191,22 @@ class Core:
                 if answer.finish or guess != drawn.tokens[row]:
                     break
             at += size
+            if answer.guesser is not None:
+                answer.guesser.hear(answer.tokens[before:])
+            self.counts["drafted"] += len(draft)
+            self.counts["accepted"] += max(0, len(answer.tokens) - before - 1)
         return answers
+
+    def _guess(self) -> None:
+        """Drafts for those who decode, where they are seen to pay."""
+        assert self.costs is not None
+        running = [job for job in self.scheduler.running if job.left == 1]
+        for job in running:
+            answer = job.name
+            assert isinstance(answer, Answer)
+            if answer.guesser is None:
+                answer.guesser = Guesser(self.costs, job.tokens)
+            job.draft = answer.guesser.guess(len(running), answer.guessable())
 
     def _of(self, part: Part) -> Answer:
         answer = part.job.name

@@ -13,7 +13,7 @@ import asyncio
 import itertools
 import json
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 from mull.engine import wire
@@ -50,7 +50,7 @@ class Ticket:
     async def __aexit__(self, *_: object) -> None:
         self.cancel()
 
-    async def __aiter__(self) -> AsyncIterator[Delta]:
+    async def __aiter__(self) -> AsyncGenerator[Delta]:
         while not self.ended:
             delta = await self.inbox.get()
             if isinstance(delta, Exception):
