@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
 import pytest
@@ -12,14 +11,14 @@ from hypothesis import strategies as st
 from mull.serve.dialogue import Ask
 from mull.serve.errors import ApiError
 from mull.serve.keys import Allowance
-from mull.serve.limits import Turnstile, check, check_depth, check_length, check_spend
+from mull.serve.limits import Turnstile, check, check_depth, check_spend
 from mull.serve.price import Price, Shares
 from mull.serve.settings import Limits, Settings
-from mull.types import Grammar, Message, Sampling, UserError
+from mull.types import Message, Sampling, UserError
 
 FEW = Limits(
     messages=2, n=2, votes=3, stop=2, stop_chars=5, stop_tokens=1, logit_bias=1, top_logprobs=2, tools=1,
-    tools_bytes=200, schema_bytes=100, regex_chars=20, choices=2, depth=5, prompt_tokens=10,
+    tools_bytes=200, depth=5,
 )  # fmt: skip
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 
@@ -56,12 +55,6 @@ class Clock:
         (Ask(tools=(TOOL, TOOL)), "at most 1 for tools, not 2"),
         (Ask(tools=({**TOOL, "note": "x" * 200},)), "tools have 295 bytes; this server takes 200"),
         (Ask(tools=({**TOOL, "note": deep(5)},)), "The tools may be nested 5 levels"),
-        (Ask(sampling=Sampling(grammar=Grammar("regex", "a" * 21))), "has 21 characters; this server takes 20"),
-        (Ask(sampling=Sampling(grammar=Grammar("json_schema", json.dumps("x" * 100)))), "may have 100 bytes"),
-        (Ask(sampling=Sampling(grammar=Grammar("json_schema", json.dumps(deep(6))))), "The schema may be nested 5"),
-        (Ask(sampling=Sampling(grammar=Grammar("json_schema", "[" * 50))), "The schema is not valid JSON"),
-        (Ask(sampling=Sampling(grammar=Grammar("choice", '["a", "b", "c"]'))), "at most 2 choices, not 3"),
-        (Ask(sampling=Sampling(grammar=Grammar("ebnf", "é" * 51))), "may have 100 bytes"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -74,18 +67,6 @@ def test_every_bound_is_one_sentence(ask: Ask, says: str):
 def test_what_is_at_the_bounds_may_pass():
     sampling = Sampling(stop=("abcde", "b"), stop_tokens=(1,), logit_bias=((1, 1.0),), top_logprobs=2)
     check(Ask(messages=(Message("user", "?"),) * 2, n=2, votes=3, tools=(TOOL,), sampling=sampling), FEW)
-    for grammar in (
-        Grammar("regex", "a" * 20), Grammar("json_schema", json.dumps(deep(5))), Grammar("choice", '["a", "b"]'),
-        Grammar("json"),
-    ):  # fmt: skip
-        check(Ask(sampling=Sampling(grammar=grammar)), FEW)
-    check_length(10, FEW)
-    check_length(10**9, Limits())
-
-
-def test_a_prompt_may_be_too_long():
-    with pytest.raises(UserError, match="has 11 tokens; this server takes at most 10"):
-        check_length(11, FEW)
 
 
 def test_depth_is_counted_without_recursion():

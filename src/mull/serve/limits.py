@@ -18,7 +18,7 @@ from mull.serve.dialogue import Ask
 from mull.serve.errors import ApiError
 from mull.serve.keys import Allowance
 from mull.serve.settings import Limits
-from mull.types import Grammar, UserError
+from mull.types import UserError
 
 ROUNDING = 1e-9  # of a sum of fractions of a request
 
@@ -27,7 +27,11 @@ ROUNDING = 1e-9  # of a sum of fractions of a request
 
 
 def check(ask: Ask, limits: Limits) -> None:
-    """Raises UserError for the first bound that is passed; the prompt's length is told apart, once it is known."""
+    """Raises UserError for the first bound that is passed.
+
+    The prompt's length is held against its bound in dialogue.py, where it is known, and forms of answers in
+    engine/grammar.py, where they are compiled.
+    """
     s = ask.sampling
     for what, count, most in (
         ("messages", len(ask.messages), limits.messages),
@@ -44,14 +48,6 @@ def check(ask: Ask, limits: Limits) -> None:
             raise UserError(f"This server takes at most {most} for {what}, not {count}.")
     if ask.tools:
         _check_tools(ask.tools, limits)
-    if s.grammar is not None:
-        _check_grammar(s.grammar, limits)
-
-
-def check_length(tokens: int, limits: Limits) -> None:
-    """Raises UserError for a prompt that is too long here; what the model can hold is the engine's to say."""
-    if limits.prompt_tokens is not None and tokens > limits.prompt_tokens:
-        raise UserError(f"The prompt has {tokens} tokens; this server takes at most {limits.prompt_tokens}.")
 
 
 def _check_tools(tools: Sequence[Mapping[str, Any]], limits: Limits) -> None:
@@ -59,25 +55,6 @@ def _check_tools(tools: Sequence[Mapping[str, Any]], limits: Limits) -> None:
     size = len(json.dumps(tools, default=dict))
     if size > limits.tools_bytes:
         raise UserError(f"The definitions of the tools have {size} bytes; this server takes {limits.tools_bytes}.")
-
-
-def _check_grammar(grammar: Grammar, limits: Limits) -> None:
-    if grammar.kind == "regex":
-        if len(grammar.text) > limits.regex_chars:
-            raise UserError(
-                f"The regular expression has {len(grammar.text)} characters; this server takes {limits.regex_chars}."
-            )
-        return
-    if len(grammar.text.encode()) > limits.schema_bytes:
-        raise UserError(f"A schema, list of choices or grammar may have {limits.schema_bytes} bytes on this server.")
-    if grammar.kind in ("json_schema", "choice"):
-        try:
-            read = json.loads(grammar.text)
-        except (ValueError, RecursionError):
-            raise UserError("The schema is not valid JSON.") from None
-        check_depth(read, limits.depth, "The schema")
-        if grammar.kind == "choice" and len(read) > limits.choices:
-            raise UserError(f"This server takes at most {limits.choices} choices, not {len(read)}.")
 
 
 def check_depth(value: Any, most: int, what: str) -> None:
@@ -173,4 +150,4 @@ def check_spend(allowance: Allowance, spent: Callable[[str], float], at: float) 
             raise ApiError(429, why, code="insufficient_quota", retry_after=math.ceil(wait))
 
 
-__all__ = ["Turnstile", "check", "check_depth", "check_length", "check_spend"]
+__all__ = ["Turnstile", "check", "check_depth", "check_spend"]

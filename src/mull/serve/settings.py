@@ -21,7 +21,6 @@ class Limits(Config):
 
     body_bytes: int = Field(default=8 << 20, ge=1024)
     header_bytes: int = Field(default=32 << 10, ge=1024)  # request line and headers together
-    depth: int = Field(default=64, ge=4)  # of a body's nesting, a schema's included
     messages: int = Field(default=4096, ge=1)
     prompts: int = Field(default=128, ge=1)  # of one completion request
     prompt_tokens: int | None = Field(default=None, ge=1)  # None: as many as the model's length holds
@@ -35,9 +34,7 @@ class Limits(Config):
     top_logprobs: int = Field(default=20, ge=0)
     tools: int = Field(default=128, ge=0)
     tools_bytes: int = Field(default=256 << 10, ge=0)  # of their definitions together
-    schema_bytes: int = Field(default=64 << 10, ge=0)
-    regex_chars: int = Field(default=2048, ge=0)
-    choices: int = Field(default=1024, ge=1)  # of structured output by choice
+    depth: int = Field(default=64, ge=4)  # of the nesting of these
     seconds: float = Field(default=600.0, gt=0)  # from the request's arrival to the last token; then 504, or cancelled
     read_seconds: float = Field(default=30.0, gt=0)  # within which headers, and then the body, have to arrive
     stall_seconds: float = Field(default=30.0, gt=0)  # a client that takes nothing of its answer so long is cut off
