@@ -559,62 +559,6 @@ def test_a_vote_gives_one_answer_and_counts_all(ask: Any) -> None:
     assert chunks[-1].votes == {"agreed": 3, "of": 3}
 
 
-# text that goes on
-
-
-@pytest.fixture(scope="module", name="go_on")
-def going_on(client: Any) -> Any:
-    return partial(client.completions.create, model="tiny", temperature=0)
-
-
-def test_text_goes_on_behind_its_prompt(go_on: Any, server: Server) -> None:
-    template = server.dialogue.chat
-    prompt = "<|im_start|>user\nadd<|im_end|>\n<|im_start|>assistant\n<think>"
-    answer = go_on(prompt=prompt, max_tokens=60)
-    assert answer.choices[0].text == "7 and 5</think>It is 12. 你好 🙂"
-    assert answer.choices[0].finish_reason == "stop"
-    by_ids = go_on(prompt=template.tokenizer.encode(prompt, special=True), max_tokens=60)
-    assert by_ids.choices[0].text == answer.choices[0].text
-    stream = go_on(prompt=prompt, max_tokens=60, stream=True, stream_options={"include_usage": True})
-    chunks = [*stream]
-    assert "".join(chunk.choices[0].text for chunk in chunks if chunk.choices) == answer.choices[0].text
-    assert chunks[-1].usage.completion_tokens == answer.usage.completion_tokens
-    cut = go_on(prompt=prompt + "7", max_tokens=60, stop=" 5")
-    assert cut.choices[0].text == " and"  # the blank is the text's
-
-
-def test_several_prompts_have_their_choices_in_order(go_on: Any) -> None:
-    answer = go_on(prompt=["a", "b"], n=2, max_tokens=4, temperature=2, seed=5)
-    assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
-    for at, prompt in enumerate("ab"):
-        alone = go_on(prompt=prompt, n=2, max_tokens=4, temperature=2, seed=5)
-        assert [c.text for c in alone.choices] == [c.text for c in answer.choices[2 * at : 2 * at + 2]]
-    assert answer.usage.completion_tokens == 16
-    assert answer.usage.prompt_tokens == 2
-
-
-def test_texts_are_echoed_and_scored(go_on: Any) -> None:
-    assert go_on(prompt="ab", echo=True, max_tokens=2).choices[0].text.startswith("ab")
-    scored = go_on(prompt="ab", max_tokens=4, logprobs=2).choices[0].logprobs
-    assert [len(part) for part in (scored.tokens, scored.token_logprobs, scored.top_logprobs)] == [4, 4, 4]
-    assert len(go_on(prompt="ab").choices[0].text) > 0
-    assert go_on(prompt="", max_tokens=1).usage.completion_tokens == 1
-
-
-@pytest.mark.parametrize(("options", "why"), [
-    ({"suffix": "x"}, "suffix"),
-    ({"best_of": 3}, "best_of"),
-    ({"echo": True, "logprobs": 1}, "echo"),
-    ({"prompt": []}, "empty"),
-    ({"prompt": [5, 999]}, "vocabulary"),
-    ({"prompt": ["a"] * 1000}, "128 prompts"),
-    ({"prompt": {"a": 1}}, "prompt"),
-])  # fmt: skip
-def test_what_text_completion_cannot_do_is_refused(go_on: Any, options: dict[str, Any], why: str) -> None:
-    with pytest.raises(openai.BadRequestError, match=why):
-        go_on(**{"prompt": "a", **options})
-
-
 def test_half_a_character_is_told_by_its_bytes(ask: Any, server: Server) -> None:
     """Tokens cut characters where they like; their bytes together are the text's."""
     answer = ask(logprobs=True, top_logprobs=1, reasoning_effort="none")
