@@ -12,7 +12,7 @@ from test_thoughts import NAMES, other
 from mull.engine.thinking import MarkIds, Thought
 from mull.text.chat import Chat
 from mull.text.thoughts import Listener
-from mull.types import Sampling
+from mull.types import Grammar, Sampling
 
 IDS = {name: MarkIds(other(name)) for name in NAMES}
 # Half a character before a spelt mark is shown together with the mark's first letter, and counted with it.
@@ -210,3 +210,19 @@ def test_ids_are_those_of_the_chat() -> None:
     assert [chat.tokenizer.decode(part) for part in (ids.open, ids.close)] == ["[THINK]", "[/THINK]"]
     assert ids.special and len(ids.close) == 1
     assert not IDS["spelt"].special and len(IDS["spelt"].close) > 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_answer_of_a_given_form_does_not_end_within_its_thought(name: str) -> None:
+    """Else there would be none, and what was asked for is a form."""
+    stop, letter = other(name).tokenizer.stop_ids[0], other(name).tokenizer.encode("a")[0]
+    for grammar, ends in ((Grammar("json"), False), (None, True)):
+        answer = Answer(name, Sampling(grammar=grammar))
+        for token in IDS[name].open if answer.thought.exempt() or not answer.listener.thinking else ():
+            answer.say(token)
+        assert answer.listener.thinking
+        assert answer.say(letter)
+        assert (stop not in answer.thought.banned()) is ends
+        for token in IDS[name].close:
+            assert answer.say(token)
+        assert stop not in answer.thought.banned()  # from here the grammar says

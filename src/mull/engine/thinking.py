@@ -82,6 +82,7 @@ class Thought:
     def __init__(self, sampling: Sampling, heard: Heard, ids: MarkIds):
         self.heard, self.ids = heard, ids
         self.stops = (*ids.stops, *sampling.stop_tokens)
+        self.formed = sampling.grammar is not None  # then there is an answer: it does not end within the thought
         self.budget = sampling.thinking_tokens
         self.phrase = ids.phrase(sampling.closing)
         if self.budget is not None and len(self.phrase) > self.budget:
@@ -106,6 +107,8 @@ class Thought:
         """Tokens that must not come next. A thought that was ended by force is not opened again."""
         if self.heard.thinking and self._count < self.least:
             return (*self.ids.completing(self.heard.held), *self.stops)
+        if self.heard.thinking and self.formed:
+            return self.stops
         return self.ids.open if self._cut and self.over and self.ids.special else ()
 
     def exempt(self) -> tuple[int, ...]:
