@@ -112,7 +112,7 @@ class Host:
                     ticket.inbox.put_nowait(delta)
             if "refused" in told and (ticket := self.tickets.pop(told["refused"], None)) is not None:
                 ticket.inbox.put_nowait(RefusedError(told["why"]))
-        self.alive = False
+        self.alive, self.stats = False, {}
         waiting, self.tickets = self.tickets, {}
         for ticket in waiting.values():
             ticket.inbox.put_nowait(DiedError("The engine stopped before this answer ended; it starts again."))

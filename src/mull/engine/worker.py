@@ -15,8 +15,21 @@ import threading
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import torch
+
+from mull import dist
+from mull.dist import free_memory
 from mull.engine import wire
-from mull.types import UserError
+from mull.engine.cache import token_bytes
+from mull.engine.core import Core
+from mull.engine.pages import PAGE
+from mull.model.transformer import Transformer
+from mull.model.weights import load_model
+from mull.text.chat import Chat
+from mull.types import Grammar, Request, Sampling, UserError
+
+OPTIONS = ("model", "device", "exact", "rows", "cache_gb", "pages", "drafts", "warm")
+SHARE = 0.4  # of free memory for the cache
 
 
 def main(argument: str) -> None:
@@ -29,6 +42,8 @@ def main(argument: str) -> None:
         out.write(wire.dumps({"failed": str(error)}))
         out.flush()
         return
+    if options.get("warm"):  # a library that takes seconds to import: not while somebody waits for his form
+        core.grammars.submit(Grammar("json"))
     inbox: queue.Queue[dict[str, Any] | None] = queue.Queue()
     threading.Thread(target=_read, args=(os.fdopen(os.dup(0), "rb"), inbox), daemon=True).start()
     out.write(wire.dumps({"ready": {"pid": os.getpid()}}))
@@ -36,17 +51,36 @@ def main(argument: str) -> None:
     _serve(core, inbox, out)
 
 
-def load(options: dict[str, Any]) -> Any:
-    from mull import dist
-    from mull.engine.core import Core
-    from mull.model.weights import load_model
-    from mull.text.chat import Chat
+def load(options: dict[str, Any]) -> Core:
+    """`model`; and `device`, `exact`, `rows`, `cache_gb` (of memory for the cache), `pages` (instead), `drafts`, `warm`.
 
+    Raises UserError where it cannot be loaded, or does not know an option.
+    """
+    for name in options:
+        if name not in OPTIONS:
+            raise UserError(f"The engine has no option {name!r}; it has {', '.join(OPTIONS)}.")
     dist.settle()
-    folder = Path(options["model"])
+    folder, rows = Path(options["model"]), int(options.get("rows", 16))
     model = load_model(folder, dist.device(options.get("device", "auto")), mtp=False)
     model.exactly(bool(options.get("exact"))).packed()
-    return Core(model, Chat.load(folder), rows=options.get("rows", 16), pages=options.get("pages"))
+    pages = options.get("pages") or _pages(model, rows, options.get("cache_gb"))
+    core = Core(model, Chat.load(folder), rows, int(pages), drafts=bool(options.get("drafts", True)))
+    core.add("first", Request((0,), Sampling(max_tokens=1)), salt="first")  # who asks first should not wait longer
+    while core.busy:
+        for answer in core.step():
+            if answer.error is not None:
+                raise UserError(answer.error)
+    return core
+
+
+def _pages(model: Transformer, rows: int, gigabytes: float | None) -> int:
+    """For twice what all rows can hold, so that prompts stay known; within the memory that is given or is there."""
+    given = float(gigabytes) * 1e9 if gigabytes else free_memory(model.device) * SHARE
+    most = given / (PAGE * token_bytes(model.cfg, torch.float32))
+    wanted = 2 * rows * -(-model.cfg.max_length // PAGE)
+    if most < 2:
+        raise UserError(f"{given / 1e9:.2g} GB do not suffice for a cache; give engine.cache_gb more.")
+    return min(int(most), wanted) + 1
 
 
 def _read(source: BinaryIO, inbox: queue.Queue[dict[str, Any] | None]) -> None:
@@ -55,7 +89,7 @@ def _read(source: BinaryIO, inbox: queue.Queue[dict[str, Any] | None]) -> None:
     inbox.put(None)  # whoever asked is gone
 
 
-def _serve(core: Any, inbox: queue.Queue[dict[str, Any] | None], out: BinaryIO) -> None:
+def _serve(core: Core, inbox: queue.Queue[dict[str, Any] | None], out: BinaryIO) -> None:
     while True:
         while not inbox.empty() or not core.busy:
             message = inbox.get()
@@ -72,9 +106,12 @@ def _serve(core: Any, inbox: queue.Queue[dict[str, Any] | None], out: BinaryIO) 
         out.flush()
 
 
-def _take(core: Any, message: dict[str, Any], out: BinaryIO) -> None:
+def _take(core: Core, message: dict[str, Any], out: BinaryIO) -> None:
     if "cancel" in message:
         core.cancel(message["cancel"])
+        if not core.busy:  # no step is going to tell that all is free again
+            out.write(wire.dumps({"step": [], "stats": core.stats()}))
+            out.flush()
         return
     name = message["add"]
     try:
