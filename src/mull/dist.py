@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 import torch
 
@@ -53,6 +54,17 @@ def row_floor() -> int:
     `tests/test_invariance.py` holds that this is enough.
     """
     return max(16, 8 * torch.get_num_threads())
+
+
+def free_memory(where: torch.device) -> int:
+    """Bytes that a device has left; where the system does not say, 4 GB."""
+    if where.type == "cuda":
+        return torch.cuda.mem_get_info(where)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return 4 << 30
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")), 4 << 30)
 
 
 def settle() -> None:

@@ -52,7 +52,7 @@ def main(argument: str) -> None:
 
 
 def load(options: dict[str, Any]) -> Core:
-    """`model`; and `device`, `exact`, `rows`, `cache_gb` (of memory for the cache), `pages` (instead), `drafts`, `warm`.
+    """Options: `model`; `device`, `exact`, `rows`, `cache_gb` (of memory), or `pages`, for the cache, `drafts`, `warm`.
 
     Raises UserError where it cannot be loaded, or does not know an option.
     """

@@ -104,7 +104,8 @@ def fingerprint(folder: Path, exact: bool) -> str:
 async def _run(found: Located, settings: Settings, path: Path, door: socket.socket, with_keys: bool) -> None:
     """HTTP is up at once and says that the model is being loaded until it is."""
     host = Host(
-        {"model": str(found.folder), "device": settings.device, "exact": settings.exact, **settings.engine},
+        {"model": str(found.folder), "device": settings.device, "exact": settings.exact, "warm": True}
+        | settings.engine,
         settings.rows, settings.queue,
     )  # fmt: skip
     name = settings.name or found.name
