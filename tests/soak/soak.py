@@ -1,0 +1,181 @@
+"""A server under clients of every kind, for a while: does it lose a request, get stuck, or grow?
+
+    python tests/soak/soak.py --requests 10000 --minutes 5
+
+Real processes: `mull serve` with its engine, and here the clients, `--clients` of them at a time. Good requests over
+all protocols, streamed and not; clients that leave in the middle, say half of what they wanted, read slowly; bodies
+that are no JSON, nonsense or huge. At the end nothing may be under way, all pages must be free, and memory may have
+grown by 5 % at most since the warm-up; and every answer to one request and seed must be the same, in whatever company
+it was drawn. Exits with 1 where any of it fails. Linux only: looks into /proc.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import re
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+from rawhttp import StuckError, ask  # noqa: E402
+from traffic import JSON, Call, LostError, Told, call_of, outcome, told_of  # noqa: E402
+
+if TYPE_CHECKING:
+    from serve_process import Running
+
+WARM = 0.25  # of the requests: until then memory may grow
+GROWTH = 0.05  # from then on
+SETTLE = 30.0  # seconds in which all that was under way has to be gone
+
+
+@dataclass
+class Memory:
+    """Resident, in MiB."""
+
+    server: float
+    engine: float
+
+    def grown(self, since: Memory) -> dict[str, float]:
+        return {"server": self.server / since.server - 1, "engine": self.engine / since.engine - 1}
+
+
+@dataclass
+class Tally:
+    """What came of it."""
+
+    outcomes: Counter[str] = field(default_factory=Counter)
+    problems: list[str] = field(default_factory=list)
+    answers: dict[tuple[str, int], Told] = field(default_factory=dict)  # the first of each path and seed
+    compared: int = 0
+    warm: Memory | None = None
+    end: Memory | None = None
+    seconds: float = 0.0
+
+    def note(self, call: Call, what: str, told: Told | None) -> None:
+        self.outcomes[what] += 1
+        if told is None or call.seed is None:
+            return
+        first = self.answers.setdefault((call.path, call.seed), told)
+        self.compared += first is not told
+        if first != told:
+            self.problems.append(f"{call.path}, seed {call.seed}: {told} and before {first}")
+
+
+def resident(pid: int) -> float:
+    found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    assert found is not None
+    return int(found[1]) / 1024
+
+
+async def metrics(port: int) -> dict[str, float]:
+    """All that have no labels."""
+    page = (await ask(port, "GET", "/metrics")).body.decode()
+    return {name: float(value) for name, value in re.findall(r"^(mull_\w+) (\S+)$", page, re.MULTILINE)}
+
+
+async def settled(port: int) -> str | None:
+    """None when nothing is under way any more and all pages are free; else what is."""
+    until = time.monotonic() + SETTLE
+    while True:
+        told = await metrics(port)
+        left = {name: told.get(f"mull_{name}", 0.0) for name in ("open", "running", "waiting", "pages_used")}
+        if not any(left.values()):
+            return None
+        if time.monotonic() > until:
+            return f"after {SETTLE:g} s there is still something: {left}"
+        await asyncio.sleep(0.1)
+
+
+async def one(port: int, call: Call, tally: Tally) -> None:
+    try:
+        reply = await ask(port, call.method, call.path, call.body, JSON if call.body else {}, call.manners)
+        what = outcome(call, reply)
+        told = told_of(call, reply) if what == "answered" and call.seed is not None else None
+        tally.note(call, what, told)
+    except (LostError, StuckError, OSError) as error:
+        tally.outcomes["lost"] += 1
+        tally.problems.append(f"{type(error).__name__}: {error}")
+
+
+async def drive(port: int, numbers: Iterator[int], clients: int, model: str, tally: Tally, salt: int = 0) -> None:
+    async def client() -> None:
+        for number in numbers:
+            await one(port, call_of(number, model, salt), tally)
+
+    await asyncio.gather(*(client() for _ in range(clients)))
+
+
+def timed(numbers: Iterator[int], seconds: float) -> Iterator[int]:
+    """All of `numbers` and, until so many seconds have gone, some more."""
+    until, last = time.monotonic() + seconds, -1
+    for last in numbers:
+        yield last
+    while time.monotonic() < until:
+        last += 1
+        yield last
+
+
+async def soak(server: Running, requests: int, clients: int = 24, minutes: float = 0, salt: int = 0) -> Tally:
+    port, tally, began = server.port, Tally(), time.monotonic()
+    warm = int(requests * WARM)
+    for part in (iter(range(warm)), timed(iter(range(warm, requests)), minutes * 60 * (1 - WARM))):
+        await drive(port, part, clients, "tiny", tally, salt)
+        if (left := await settled(port)) is not None:
+            tally.problems.append(left)
+        tally.end = Memory(resident(server.process.pid), resident(server.engine()))
+        tally.warm = tally.warm or tally.end
+    assert tally.warm is not None and tally.end is not None
+    for what, share in tally.end.grown(tally.warm).items():
+        if share > GROWTH:
+            tally.problems.append(f"the {what}'s memory has grown by {share:.1%} since the warm-up")
+    if restarts := (await metrics(port)).get("mull_engine_restarts_total"):
+        tally.problems.append(f"the engine died {restarts:g} times")
+    tally.seconds = time.monotonic() - began
+    return tally
+
+
+def report(tally: Tally) -> str:
+    counts = ", ".join(f"{count} {what}" for what, count in tally.outcomes.most_common())
+    warm, end = tally.warm, tally.end
+    assert warm is not None and end is not None
+    return (
+        f"{tally.outcomes.total()} requests in {tally.seconds:.0f} s: {counts}\n"
+        f"{tally.compared} answers compared with an earlier one to the same request and seed\n"
+        f"memory after the warm-up and at the end: server {warm.server:.1f} and {end.server:.1f} MiB, "
+        f"engine {warm.engine:.1f} and {end.engine:.1f} MiB"
+    )
+
+
+def main() -> int:
+    from serve_process import running
+    from serving import saved
+
+    words = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    words.add_argument("--requests", type=int, default=10_000)
+    words.add_argument("--minutes", type=float, default=0, help="go on with more requests, at least so long")
+    words.add_argument("--clients", type=int, default=24, help="at a time")
+    words.add_argument("--salt", type=int, default=0, help="another number draws other requests")
+    given = words.parse_args()
+    with tempfile.TemporaryDirectory() as made:
+        folder = saved(Path(made) / "tiny")
+        with running(folder, Path(made) / "home", "--exact", "--queue", str(given.clients)) as server:
+            tally = asyncio.run(soak(server, given.requests, given.clients, given.minutes, given.salt))
+    print(report(tally))
+    for problem in itertools.islice(tally.problems, 20):
+        print(f"PROBLEM: {problem}")
+    print(f"{len(tally.problems)} problems")
+    return 1 if tally.problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
