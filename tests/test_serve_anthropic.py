@@ -27,7 +27,7 @@ from anthropic.types import RawMessageStreamEvent
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, TypeAdapter, ValidationError
-from serving import Server, serving
+from serving import TINY, Server, serving
 
 from mull.serve.anthropic import Count, Create, Telling, ask_of
 from mull.serve.dialogue import Event, ToolCall
@@ -158,7 +158,8 @@ def test_choices_of_tools() -> None:
     ):  # fmt: skip
         ask = ask_of(create(tools=[{**WEATHER, "type": "custom"}], tool_choice=choice))
         assert ask.tool_choice == said
-        assert ask.tools[0]["function"]["parameters"] == WEATHER["input_schema"]
+        assert ask.tools[0]["function"]["parameters"] == WEATHER["input_schema"] and ask.parallel
+    assert not ask_of(create(tool_choice={"type": "auto", "disable_parallel_tool_use": True})).parallel
 
 
 def _user(*blocks: Any) -> dict[str, Any]:
@@ -248,14 +249,6 @@ def test_thoughts_that_are_not_to_be_shown_are_not() -> None:
     stream, message = told(events, thinking={"type": "adaptive", "display": "omitted"})
     assert "secret" not in json.dumps(stream) + json.dumps(message)
     assert message["content"][0]["thinking"] == "" and message["content"][0]["signature"]
-
-
-def test_only_the_first_call_counts_where_one_is_allowed() -> None:
-    calls = [Event(0, tool=ToolCall(f"t{n}", "weather", "{}")) for n in range(2)]
-    for alone, count in ((False, 2), (True, 1)):
-        choice = {"type": "auto", "disable_parallel_tool_use": alone}
-        _, message = told(calls, "tool_calls", tool_choice=choice)
-        assert [block["id"] for block in message["content"]] == ["t0", "t1"][:count]
 
 
 pieces = st.one_of(
@@ -390,7 +383,8 @@ def test_why_a_real_answer_stopped(client: Anthropic) -> None:
     assert (told.stop_reason, told.stop_sequence) == ("stop_sequence", stop)
     assert "".join(block.text for block in told.content if block.type == "text") == whole.content[0].text.split(stop)[0]
     assert asked(client, max_tokens=2, **OFF).stop_reason == "max_tokens"
-    full = asked(client, {"min_thinking_tokens": 2000}, max_tokens=5000, thinking={"type": "adaptive"})
+    long = [{"role": "user", "content": "x" * (TINY.max_length - 50)}]
+    full = asked(client, {"min_thinking_tokens": 2000}, messages=long, max_tokens=5000)
     assert full.stop_reason == "model_context_window_exceeded"
 
 

@@ -13,7 +13,6 @@ told, so both end in the same message. Where it differs from Anthropic's own:
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
@@ -120,7 +119,10 @@ def ask_of(body: Count) -> Ask:
     tools, choice = _tools(body)
     effort = body.output_config.effort if body.output_config is not None else None
     sampling = Sampling(thinking=_thinks(body, messages))
-    ask = Ask(messages=tuple(messages), sampling=sampling, effort=effort, tools=tools, tool_choice=choice)
+    alone = body.tool_choice is not None and body.tool_choice.disable_parallel_tool_use
+    ask = Ask(
+        messages=tuple(messages), sampling=sampling, effort=effort, tools=tools, tool_choice=choice, parallel=not alone
+    )  # fmt: skip
     if not isinstance(body, Create):
         return ask
     sampling = _sampling(body, sampling)
@@ -286,16 +288,12 @@ def text_of(content: Any, where: str) -> str:
 
 
 class Telling:
-    """A message as it grows. `hear` events; what is to be sent then is what the methods return, as SSE frames.
-
-    Calls beyond the first are left out where disable_parallel_tool_use says so.
-    """
+    """A message as it grows. `hear` events; what is to be sent then is what the methods return, as SSE frames."""
 
     def __init__(self, body: Create, model: str, seed: int = 0, streaming: bool = True):
         self.streaming = streaming
         self.stops = frozenset(body.stop_sequences or ())
         self.most = body.max_tokens
-        self.parallel = body.tool_choice is None or not body.tool_choice.disable_parallel_tool_use
         self.omitted = body.thinking is not None and body.thinking.display == "omitted"
         self.message: dict[str, Any] = {
             "id": a_name("msg_"), "type": "message", "role": "assistant", "model": model, "content": [],
@@ -304,7 +302,6 @@ class Telling:
         self._frames: list[bytes] = []
         self._texts: list[str] = []
         self._open = ""  # the type of the block that is being told
-        self._calls = 0
 
     def begin(self, prompt_tokens: int) -> list[bytes]:
         self.message["usage"] = {"input_tokens": prompt_tokens, "output_tokens": 0}
@@ -317,9 +314,8 @@ class Telling:
             self._grow("thinking", event.reasoning)
         if event.text:
             self._grow("text", event.text)
-        if event.tool is not None and (self._calls == 0 or self.parallel):
+        if event.tool is not None:
             self._close()
-            self._calls += 1
             block = {"type": "tool_use", "id": event.tool.id, "name": event.tool.name, "input": {}}
             self._begin(block)
             self._delta("input_json_delta", "partial_json", event.tool.arguments)
@@ -398,16 +394,14 @@ class Answer:
         self.telling = Telling(body, visit.dialogue.name, ask.sampling.seed, bool(body.stream))
 
     async def frames(self) -> AsyncGenerator[bytes]:
-        prompt = await asyncio.to_thread(self.visit.dialogue.encode, self.ask)
-        frames, last = self.telling.begin(len(prompt)), Event(0)
-        async with aclosing(self.visit.answer(replace(self.ask, prompt=prompt))) as events:
+        last = None
+        async with aclosing(self.visit.answer(self.ask)) as events:
             async for event in events:
+                frames = [] if last else self.telling.begin(event.prompt)
                 last = event
-                frames += self.telling.hear(event)
-                if frames:
+                if frames := frames + self.telling.hear(event):
                     yield b"".join(frames)
-                frames = []
-        assert last.finish is not None and last.completion is not None
+        assert last is not None and last.finish is not None and last.completion is not None
         yield b"".join(self.telling.end(last.finish, last.completion, usage_of(self.visit)))
 
     async def whole(self) -> dict[str, Any]:
@@ -457,7 +451,7 @@ def routes(dialogue: Dialogue) -> APIRouter:
 
     @router.post("/v1/messages/count_tokens")
     async def count(body: Count) -> dict[str, Any]:
-        return {"input_tokens": len(await asyncio.to_thread(dialogue.encode, asked(body)))}
+        return {"input_tokens": len(await dialogue.aside(dialogue.encode, asked(body)))}
 
     return router
 

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
@@ -25,6 +26,7 @@ from mull.types import Completion, Delta, Message, Request, Sampling, UserError
 
 T = TypeVar("T")
 Finish = Literal["stop", "length", "tool_calls", "cancelled"]
+ENCODERS = 2  # threads; each keeps memory for the longest it ever encoded
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,11 @@ class Dialogue:
     ):  # fmt: skip
         self.host, self.chat, self.name, self.max_length = host, chat, name, max_length
         self.fingerprint, self.limits = fingerprint, limits or Limits()
+        self._threads = ThreadPoolExecutor(ENCODERS, "encode")
+
+    async def aside(self, work: Callable[..., T], *given: Any) -> T:
+        """What encoding takes long for is done in one of few threads, so that the others' tokens go on coming."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *given)
 
     def encode(self, ask: Ask) -> tuple[int, ...]:
         """The prompt. Raises UserError."""
@@ -167,7 +174,7 @@ class Dialogue:
         count, most = max(ask.n, ask.votes), self.host.rows + self.host.queue
         if count > most:
             raise UserError(f"This server has room for at most {most} answers at a time, not {count}.")
-        request = await asyncio.to_thread(self.request, ask)
+        request = await self.aside(self.request, ask)
         tickets: list[Ticket] = []
         late = None
         try:

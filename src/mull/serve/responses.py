@@ -10,7 +10,6 @@ the items back as they came.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 from collections import OrderedDict
@@ -85,8 +84,7 @@ class Shelf:
 class Telling:
     """A response as it grows: `hear` events. What is to be sent then is what the methods return, as SSE frames.
 
-    `spell` writes log-probabilities, where they are asked for. Calls beyond the first are left out where
-    parallel_tool_calls is false.
+    `spell` writes log-probabilities, where they are asked for.
     """
 
     def __init__(
@@ -99,7 +97,6 @@ class Telling:
         self._frames: list[bytes] = []
         self._texts: list[str] = []
         self._logprobs: list[dict[str, Any]] = []
-        self._calls = 0
 
     def begin(self) -> list[bytes]:
         self._say("response.created", response=self.response)
@@ -111,7 +108,7 @@ class Telling:
             self._grow("reasoning", event.reasoning, [])
         if event.text:
             self._grow("message", event.text, self._scores(event))
-        if event.tool is not None and (self._calls == 0 or self.body.parallel_tool_calls is not False):
+        if event.tool is not None:
             self._call(event)
         return self._flush()
 
@@ -185,7 +182,6 @@ class Telling:
     def _call(self, event: Event) -> None:
         assert event.tool is not None
         self._close("completed")
-        self._calls += 1
         item = {"id": a_name("fc_"), "type": "function_call", "status": "in_progress", "call_id": event.tool.id}
         item |= {"name": event.tool.name, "arguments": ""}
         self._open(item)
@@ -356,7 +352,7 @@ def routes(dialogue: Dialogue) -> APIRouter:
         visit = visit_of(request.scope)
         ask = asked(body, visit)
         if body.truncation == "auto":
-            ask = await asyncio.to_thread(fitted, dialogue, ask)
+            ask = await dialogue.aside(fitted, dialogue, ask)
         answer = Answer(body, ask, visit, shelf)
         if body.stream:
             return await streamed(request, answer.frames(), answer.failed, stall=visit.stall)
@@ -364,7 +360,7 @@ def routes(dialogue: Dialogue) -> APIRouter:
 
     @router.post("/v1/responses/input_tokens")
     async def count(body: Create, request: Request) -> dict[str, Any]:
-        tokens = await asyncio.to_thread(dialogue.encode, asked(body, visit_of(request.scope)))
+        tokens = await dialogue.aside(dialogue.encode, asked(body, visit_of(request.scope)))
         return {"object": "response.input_tokens", "input_tokens": len(tokens)}
 
     @router.get("/v1/responses/{name}")

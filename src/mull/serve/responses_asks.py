@@ -134,7 +134,8 @@ def ask_of(body: Create, earlier: Sequence[Message] = ()) -> Ask:
     effort = body.reasoning.effort if body.reasoning is not None else None
     return Ask(
         messages=tuple(messages), sampling=_sampling(body), votes=body.votes or 1, effort=effort, tools=tools,
-        tool_choice=choice, salt=body.cache_salt or "", logprobs=_scores(body),
+        tool_choice=choice, parallel=body.parallel_tool_calls is not False, salt=body.cache_salt or "",
+        logprobs=_scores(body),
     )  # fmt: skip
 
 
