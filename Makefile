@@ -9,10 +9,10 @@ SECONDS ?= 180
 BENCH ?= training decoding scaling against_transformers against_trl muon_adamw
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench fuzz gpu wheel clean
+.PHONY: help demo test check format bench bench-serve fuzz gpu wheel clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/.installed ## from nothing to a judged reasoning model, in runs/demo (ARGS="key=value ..." changes the recipe)
 	@$(BIN)/mull demo $(ARGS)
@@ -30,6 +30,9 @@ format: $(VENV)/.installed-dev ## sort imports and mend what ruff can mend by it
 
 bench: $(VENV)/.installed-bench ## speed on this machine, beside transformers and TRL too: BENCH=training ARGS=... runs one (all: an hour)
 	@for each in $(BENCH); do echo "$$each:"; $(BIN)/python benchmarks/$$each.py $(ARGS) || exit; done
+
+bench-serve: $(VENV)/.installed-bench ## serving beside transformers, llama.cpp and, with ARGS="--vllm PYTHON", vllm (half an hour)
+	$(BIN)/python benchmarks/serving.py $(ARGS)
 
 fuzz: $(VENV)/.installed-dev ## three minutes of mutated files for each reader of headers (SECONDS=... for longer)
 	$(PIP) -e '.[fuzz]'

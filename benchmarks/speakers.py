@@ -14,6 +14,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -147,7 +148,7 @@ def llama_cpp(place: Place, unified: bool = False, cache: bool = False, slots: i
 def mull_http(place: Place, shared: bool = True) -> Speak:
     """`mull serve`, and its clients here. Not `shared`: no request may use what another computed."""
     command = [sys.executable, "-m", "mull.cli", "serve", str(place.folder), "--port", "0", "--device", "cpu"]
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": str(place.threads)}
     server = subprocess.Popen(
         [*command, "--rows", str(place.rows), "--queue", "1024", "--db", str(place.folder / "usage.db")],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True, env=environment,
@@ -173,13 +174,14 @@ def _port(server: subprocess.Popen[str]) -> int:
     for line in server.stdout:
         said.append(line)
         if found := re.search(r"http://127\.0\.0\.1:(\d+)", line):
+            threading.Thread(target=server.stdout.read, daemon=True).start()  # its log, lest the pipe fills
             return int(found[1])
     raise SystemExit(f"mull serve did not begin:\n{''.join(said)}")
 
 
 def _end(server: subprocess.Popen[str]) -> None:
     server.terminate()
-    server.communicate(timeout=60)
+    server.wait(60)
 
 
 async def _all(port: int, path: str, bodies: Sequence[Mapping[str, Any]]) -> list[Said]:
