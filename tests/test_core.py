@@ -23,7 +23,8 @@ PLAIN = tuple(chat().encode([Message("user", "What is 3 + 7?")], thinking=False)
 
 
 def core_of(name: str = "moe", exact: bool = False, rows: int = 8, **more: int) -> Core:
-    return Core(model_of(SHAPES[name], seed=2, std=0.1).exactly(exact), chat(), rows, **more)
+    model = model_of(SHAPES[name.removesuffix(", packed")], seed=2, std=0.1).exactly(exact)
+    return Core(model.packed() if name.endswith(", packed") else model, chat(), rows, **more)
 
 
 def run(core: Core) -> dict[object, Completion]:
@@ -82,7 +83,7 @@ def under_traffic(core: Core, asked: list[Request], draw: Random) -> dict[object
     return ended
 
 
-@pytest.mark.parametrize("name", ["moe", "mla", "llama", "gqa moe", "qwen2, windowed", "olmoe"])
+@pytest.mark.parametrize("name", ["moe", "mla", "llama", "gqa moe", "qwen2, windowed", "olmoe", "llama, packed"])
 def test_in_exact_mode_traffic_changes_no_bit(name: str) -> None:
     """Company, chunks, prompts found in the cache, sequences put back for want of pages: nothing of it matters."""
     draw = Random(name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from small import GQA, MLA, SHAPES, changed, chat, model_of, tokens_of
@@ -9,7 +11,7 @@ from small import GQA, MLA, SHAPES, changed, chat, model_of, tokens_of
 from mull.engine.engine import LocalEngine
 from mull.model.config import ModelConfig
 from mull.ops.attention import Documents
-from mull.ops.linear import linear_packed, pack, packable
+from mull.ops.linear import PACKED_FLOOR, linear_packed, pack, packable
 from mull.types import Request, Sampling
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch has no oneDNN here")
@@ -31,15 +33,6 @@ def test_products_are_those_of_plain_weights(rows: int) -> None:
         torch.testing.assert_close(
             linear_packed(x, pack(weight), bias), x @ weight.T + bias, atol=2e-4, rtol=1e-4
         )  # fmt: skip
-
-
-def test_a_row_has_the_same_bits_in_any_number_of_rows() -> None:
-    g = torch.Generator().manual_seed(0)
-    packed, x = pack(torch.randn(512, 512, generator=g)), torch.randn(100, 512, generator=g)
-    with torch.inference_mode():
-        whole = linear_packed(x, packed)
-        for rows in (1, 2, 3, 5, 8, 16, 17, 64, 100):
-            assert torch.equal(linear_packed(x[:rows], packed), whole[:rows])
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -68,7 +61,28 @@ def test_small_matrices_stay_as_they_are(name: str) -> None:
     assert not packable(model.head.weight)
 
 
-def test_exact_models_are_not_packed() -> None:
-    model = model_of(MODELS["gqa"]).exactly().packed()
+@pytest.mark.parametrize("name", ["moe", "mla", "gqa moe"])
+def test_exact_models_that_cannot_be_packed_whole_are_not_packed(name: str) -> None:
+    model = model_of(SHAPES[name]).exactly().packed()
     assert model.head.packed is None
     assert all(p.numel() for p in model.parameters())
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize(("outputs", "inputs"), [(48, 32), (7, 33), (576, 1536), (512, 4096), (2048, 2048)])
+def test_rows_from_the_floor_on_have_the_same_bits(outputs: int, inputs: int) -> None:
+    g = torch.Generator().manual_seed(0)
+    packed, x = pack(torch.randn(outputs, inputs, generator=g)), torch.randn(130, inputs, generator=g)
+    with torch.inference_mode():
+        whole = linear_packed(x, packed)
+        for rows in (PACKED_FLOOR, 5, 7, 8, 15, 16, 17, 31, 33, 64, 65, 100):
+            assert torch.equal(linear_packed(x[:rows], packed), whole[:rows])
+            assert torch.equal(linear_packed(x[9 : 9 + rows], packed), whole[9 : 9 + rows])

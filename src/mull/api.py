@@ -62,7 +62,8 @@ class Model:
             raise UserError(f"Exact answers have been checked on CPUs only, not on {where.type}; give the device cpu.")
         self.located, self.folder = located, located.folder
         self.chat = Chat.load(located.folder)
-        model = load_model(located.folder, where, mtp=False).exactly(exact).packed()
+        model = load_model(located.folder, where, mtp=False).exactly(exact)
+        model = model if exact else model.packed()  # exact answers have the trainer's bits
         self.engine = LocalEngine(model, self.chat)
         self.config: ModelConfig = self.engine.model.cfg
 

@@ -75,8 +75,9 @@ class GQA(nn.Module):
         self.scale = softmax_scale(cfg)
         self.qkv: Packed | None = None
 
-    def pack(self) -> None:
-        self.qkv, self.o.packed = Packed.of(self.q, self.k, self.v), Packed.of(self.o)
+    def pack(self, always: bool = False) -> None:
+        self.qkv = Packed.of(self.q, self.k, self.v, always=always)
+        self.o.packed = Packed.of(self.o, always=always)
 
     def forward(self, x_TD: Tensor, where: Where, layer: int) -> Tensor:
         cfg = self.cfg
@@ -117,11 +118,10 @@ class MLA(nn.Module):
         self.o = Linear(cfg.heads * cfg.v_dim, cfg.width, bias=False)
         self.scale = softmax_scale(cfg)
 
-    def pack(self) -> None:
+    def pack(self, always: bool = False) -> None:
         """All but `kv_b`, whose parts are products of their own."""
-        for product in (self.q_a, self.q_b) if self.cfg.q_rank else (self.q,):
-            product.packed = Packed.of(product)
-        self.kv_a.packed, self.o.packed = Packed.of(self.kv_a), Packed.of(self.o)
+        for product in (*((self.q_a, self.q_b) if self.cfg.q_rank else (self.q,)), self.kv_a, self.o):
+            product.packed = Packed.of(product, always=always)
 
     def forward(self, x_TD: Tensor, where: Where, layer: int) -> Tensor:
         cfg = self.cfg

@@ -55,14 +55,14 @@ class Packed:
             self.weight = pack(torch.cat(tuple(part.weight for part in parts)))
             biases = [part.bias for part in parts if part.bias is not None]
             assert len(biases) in (0, len(parts))
-            self.bias = torch.cat(biases) if biases else None
+            self.bias = torch.cat(tuple(biases)) if biases else None
         for part in parts if not keep else ():
             part.weight = nn.Parameter(part.weight.new_empty(0, part.in_features), requires_grad=False)
 
     @classmethod
-    def of(cls, *parts: Linear, keep: bool = False) -> Packed | None:
-        """None where it would not pay."""
-        return cls(parts, keep) if packable(torch.cat(tuple(part.weight for part in parts))) else None
+    def of(cls, *parts: Linear, keep: bool = False, always: bool = False) -> Packed | None:
+        """None where it would not pay, unless `always`."""
+        return cls(parts, keep) if packable(torch.cat(tuple(part.weight for part in parts)), always) else None
 
     def __call__(self, x_TK: Tensor) -> Tensor:
         return linear_packed(x_TK, self.weight, self.bias)
@@ -79,9 +79,9 @@ class SwiGLU(nn.Module):
     def forward(self, x_TD: Tensor) -> Tensor:
         return self.down(swiglu(self.gate_up(x_TD)))
 
-    def pack(self) -> None:
+    def pack(self, always: bool = False) -> None:
         for product in (self.gate_up, self.down):
-            product.packed = Packed.of(product)
+            product.packed = Packed.of(product, always=always)
 
 
 def rotary_frequencies(cfg: ModelConfig) -> Tensor:

@@ -18,7 +18,7 @@ from mull.model.config import ModelConfig
 from mull.model.layers import Linear, Packed, RMSNorm, Rotary, SwiGLU
 from mull.model.moe import MoE, Router, Trace
 from mull.ops.attention import Documents
-from mull.ops.linear import linear
+from mull.ops.linear import PACKED_FLOOR, linear, packable
 
 
 class Block(nn.Module):
@@ -104,15 +104,30 @@ class Transformer(nn.Module):
     def packed(self) -> Transformer:
         """From now on it only answers, faster: weights go into the order in which oneDNN reads them.
 
-        On a CPU in fp32, and not in exact mode; else nothing changes. Its state dict is of no use any more.
+        On a CPU in fp32; else nothing changes. Its state dict is of no use any more. In exact mode an answer still has
+        the same bits in any company, but no longer the trainer's; only models of plain matrices are packed then.
         """
-        if self.exact or self.device.type != "cpu":
+        if not packable(self.embed.weight, always=True) or (self.exact and not self._plain):
             return self
         for module in self.modules():
             if isinstance(module, GQA | MLA | SwiGLU):
-                module.pack()
-        self.head.packed = Packed.of(self.head, keep=self.cfg.tied)
+                module.pack(self.exact)
+            elif isinstance(module, MTPLayer):
+                module.project.packed = Packed.of(module.project, always=self.exact)
+        self.head.packed = Packed.of(self.head, keep=self.cfg.tied, always=self.exact)
         return self.requires_grad_(False)
+
+    @property
+    def _plain(self) -> bool:
+        """Whether all of its products with weights can be packed: no experts, no latent attention."""
+        return not self.cfg.latent and not any(self.cfg.is_moe(layer) for layer in range(self.cfg.layers))
+
+    @property
+    def least_rows(self) -> int:
+        """Tokens that a pass must have, so that each has the bits it has in any other: 0 where that is not wanted."""
+        if not self.exact:
+            return 0
+        return row_floor() if self.head.packed is None else PACKED_FLOOR
 
     def where(self, documents: Documents) -> Where:
         cos, sin = self.rotary(documents.positions_T, self.embed.weight.dtype)
@@ -128,6 +143,12 @@ class Transformer(nn.Module):
         cos, sin = self.rotary(positions_T, self.embed.weight.dtype)
         return self._run(tokens_T, Where(cos, sin, window=window, exact=self.exact), trace)
 
+    def extend_ahead(self, next_T: Tensor, hidden_TD: Tensor, positions_T: Tensor, window: Window) -> Tensor:
+        """As `predict_ahead` of the first MTP layer, over a cache: from states and the tokens behind them the states
+        that predict the tokens behind those."""
+        cos, sin = self.rotary(positions_T, self.embed.weight.dtype)
+        return self.mtp[0](self.embed(next_T), hidden_TD, Where(cos, sin, window=window, exact=self.exact))
+
     def _run(self, tokens_T: Tensor, where: Where, trace: Trace | None) -> Tensor:
         x_TD = self.embed(tokens_T)
         for block in self.blocks:
@@ -136,7 +157,7 @@ class Transformer(nn.Module):
 
     def logits(self, hidden_TD: Tensor) -> Tensor:
         """[T, V] in fp32, whatever the model's dtype and under autocast too: log-probabilities must not round."""
-        if self.exact and (lacking := row_floor() - hidden_TD.shape[0]) > 0:
+        if (lacking := self.least_rows - hidden_TD.shape[0]) > 0:
             return self.logits(F.pad(hidden_TD, (0, 0, 0, lacking)))[:-lacking]
         if self.head.packed is not None:
             return self.head.packed(hidden_TD)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 SMALL = 2**17  # numbers of a weight; with smaller ones oneDNN gains little or nothing
+PACKED_FLOOR = 4  # rows from which on each has the same bits over packed weights: measured from 2 on (AVX2)
 
 
 def linear(x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None, plain: bool = False) -> Tensor:
@@ -28,10 +29,10 @@ def linear(x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None, plain:
     return torch.ops.mkldnn._linear_pointwise(x_TK.contiguous(), weight_NK, bias_N, "none", [], "")
 
 
-def packable(weight_NK: Tensor) -> bool:
-    """Whether `pack` can take it, and a product would gain by it."""
+def packable(weight_NK: Tensor, always: bool = False) -> bool:
+    """Whether `pack` can take it, and a product would gain by it, or `always`."""
     plain = weight_NK.device.type == "cpu" and weight_NK.dtype == torch.float32
-    return plain and weight_NK.numel() >= SMALL and torch.backends.mkldnn.is_available()
+    return plain and (always or weight_NK.numel() >= SMALL) and torch.backends.mkldnn.is_available()
 
 
 def pack(weight_NK: Tensor, rows: int = 64) -> Tensor:
@@ -40,5 +41,5 @@ def pack(weight_NK: Tensor, rows: int = 64) -> Tensor:
 
 
 def linear_packed(x_TK: Tensor, packed: Tensor, bias_N: Tensor | None = None) -> Tensor:
-    """x W^T + b, [T, N]. No gradient; a row's bits are the same in any number of rows."""
+    """x W^T + b, [T, N]. No gradient; a row's bits are the same in any number of rows but 1."""
     return torch.ops.mkldnn._linear_pointwise(x_TK.contiguous(), packed, bias_N, "none", [], "")
