@@ -20,6 +20,8 @@ from mull.config import Config, apply_overrides, build
 from mull.data.sources import Draw
 from mull.ledger import Rates
 from mull.model.config import Llama3Rope, ModelConfig, Yarn
+from mull.serve.price import Price
+from mull.serve.settings import Limits, Settings
 from mull.stages import recipe
 from mull.stages.distill import DistillConfig
 from mull.stages.evaluate import EvaluateConfig, Exam
@@ -42,6 +44,8 @@ SECTIONS: dict[str, type[Config]] = {  # of the reference, by heading
     "pretrain": PretrainConfig, "sft": SFTConfig, "rl": RLConfig, "distill": DistillConfig, "evaluate": EvaluateConfig,
     "An exam": Exam, "train": TrainConfig, "train.loss": LossConfig, "train.optim": OptimConfig,
 }  # fmt: skip
+SERVING = ROOT / "docs" / "serve.md"
+SERVED: dict[str, type[Config]] = {"The server": Settings, "limits": Limits, "price": Price}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
@@ -94,7 +98,8 @@ def test_every_command_shown_is_one(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_verb_and_option_in_the_text_exists(name: str) -> None:
-    options = {opt for v in COMMANDS.commands.values() for p in v.params for opt in [*p.opts, *p.secondary_opts]}  # type: ignore[attr-defined]
+    verbs = [v for one in COMMANDS.commands.values() for v in (one, *getattr(one, "commands", {}).values())]  # type: ignore[attr-defined]
+    options = {opt for v in verbs for p in v.params for opt in [*p.opts, *p.secondary_opts]}
     for span in spans(ROOT / name):
         words = span.split()
         if words[0] == "mull" and len(words) > 1 and words[1].islower() and words[1].isalpha():
@@ -139,7 +144,8 @@ def test_lines_are_short(name: str) -> None:
 
 
 def fields() -> set[str]:
-    return {field for cls in SECTIONS.values() for field in cls.model_fields} | {"stage", "preset"}
+    classes = [*SECTIONS.values(), *SERVED.values()]
+    return {field for cls in classes for field in cls.model_fields} | {"stage", "preset"}
 
 
 def kind_of(field: FieldInfo) -> str:
@@ -166,7 +172,7 @@ def spelt(annotation: Any) -> str:
         return f"list of {spelt(args[0])}s" if args[-1] is Ellipsis else f"{len(args)} {spelt(args[0])}s"
     if origin is dict or (isinstance(annotation, type) and issubclass(annotation, Config)):
         return "table"
-    return {int: "integer", float: "number", str: "text", bool: "boolean"}[annotation]
+    return {int: "integer", float: "number", str: "text", Path: "text", bool: "boolean"}[annotation]
 
 
 def default_of(field: FieldInfo) -> str:
@@ -200,21 +206,24 @@ def toml(value: Any) -> str:
     return "{}" if value == {} else str(value)
 
 
-def sections() -> dict[str, str]:
-    parts = re.split(r"^##+ (.+)$", REFERENCE.read_text(encoding="utf-8"), flags=re.MULTILINE)
+def sections(page: Path) -> dict[str, str]:
+    parts = re.split(r"^##+ (.+)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
-@pytest.mark.parametrize("heading", SECTIONS)
-def test_the_reference_names_every_key_with_its_type_and_default(heading: str) -> None:
+@pytest.mark.parametrize(
+    ("page", "heading", "cls"),
+    [*((REFERENCE, *pair) for pair in SECTIONS.items()), *((SERVING, *pair) for pair in SERVED.items())],
+)
+def test_the_reference_names_every_key_with_its_type_and_default(page: Path, heading: str, cls: type[Config]) -> None:
     """And no other key."""
-    rows = re.findall(r"^\| `(\w+)` \| (.+?) \| (.+?) \| .+ \|$", sections()[heading], re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+)` \| (.+?) \| (.+?) \| .+ \|$", sections(page)[heading], re.MULTILINE)
     written = {key: (kind, default) for key, kind, default in rows}
     assert len(written) == len(rows), "a key stands there twice"
     inherited = Draw.model_fields.keys() if heading == "An exam" else ()
     wanted = {
         key: (kind_of(field), default_of(field))
-        for key, field in SECTIONS[heading].model_fields.items()
+        for key, field in cls.model_fields.items()
         if key not in inherited
     }
     assert written == wanted
@@ -255,7 +264,10 @@ def test_the_way_to_read_an_override_that_the_reference_shows() -> None:
 # what a reader would paste
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if blocks(ROOT / name, "python")])
+SNIPPETS = [name for name in NAMES if blocks(ROOT / name, "python")]
+
+
+@pytest.mark.parametrize("name", [name for name in SNIPPETS if name != "docs/serve.md"])
 def test_python_snippets_run(
     name: str, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -266,6 +278,18 @@ def test_python_snippets_run(
     names: dict[str, Any] = {"__name__": "snippet"}
     for body in blocks(ROOT / name, "python"):
         exec(compile(body, name, "exec"), names)  # noqa: S102 - our own pages
+    capsys.readouterr()
+
+
+def test_what_clients_are_shown_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    """By a tiny model, whose answers say nothing."""
+    from serving import serving
+
+    with serving() as server:
+        names: dict[str, Any] = {"__name__": "snippet"}
+        for body in blocks(SERVING, "python"):
+            body = body.replace("http://127.0.0.1:8000", server.url).replace('"smollm2"', f'"{server.dialogue.name}"')
+            exec(compile(body, str(SERVING), "exec"), names)  # noqa: S102 - our own page
     capsys.readouterr()
 
 

@@ -48,7 +48,7 @@ class Settings(Config):
     exact: bool = False  # the same bits in any company; slower
     rows: int = Field(default=16, ge=1)  # answers drawn at a time
     queue: int = Field(default=64, ge=0)  # that wait behind them; more get 503
-    connections: int = Field(default=1024, ge=1)  # open at a time
+    connections: int = Field(default=512, ge=1)  # open at a time
     drain_seconds: float = Field(default=30.0, ge=0)  # that answers under way have when the server is told to end
     open: bool = False  # anybody who reaches the server may ask, keys or not
     hosts: tuple[str, ...] = ()  # names it is reached by, besides its addresses (the Host header is held against them)
