@@ -12,7 +12,7 @@ import torch
 from small import GQA, changed, chat, model_of
 
 import mull
-from mull.api import Model
+from mull.api import Model, Options
 from mull.locate import find_run, locate
 from mull.model.weights import save_model
 from mull.types import Completion, Delta, Grammar, Message, UserError
@@ -283,3 +283,14 @@ def test_a_gpu_gives_nearly_the_same_scores(done: Path, model: Model):
     there = mull.load(f"{done}:taught", device="cuda")
     assert there.score(prompt) == pytest.approx(model.score(prompt), abs=0.1)  # bf16
     assert there.generate(QUESTION, max_tokens=40).tokens
+
+
+def test_votes_are_those_of_answers_drawn_apart(model: Model) -> None:
+    options: Options = {"temperature": 1.0, "max_tokens": 40, "thinking": False}
+    answer, share = model.vote(QUESTION, 7, **options)
+    alone, _ = model.vote(QUESTION, 1, **options)
+    assert alone.tokens == model.generate(QUESTION, **options).tokens
+    assert share in [n / 7 for n in range(8)]
+    assert answer.text
+    with pytest.raises(UserError, match="temperature above 0"):
+        model.vote(QUESTION, 3)

@@ -20,6 +20,7 @@ from mull.model.weights import load_model
 from mull.serve import effort
 from mull.text.chat import Chat, Tools
 from mull.text.tools import Call, known_of, parser_of
+from mull.text.votes import majority
 from mull.types import Completion, Delta, Grammar, Message, Request, Sampling, UserError
 
 Turns = Sequence[Message | Mapping[str, Any]]  # a conversation; mappings are as OpenAI has them
@@ -93,6 +94,18 @@ class Model:
         """The same answer as it comes, thinking and text apart; the last Delta carries the Completion."""
         check(options)
         return self.engine.stream(self._request(prompt, options, 0))
+
+    def vote(self, prompt: str | Turns, votes: int, **options: Unpack[Options]) -> tuple[Completion, float]:
+        """Of `votes` answers the one that most of them agree with, and their share (`mull.text.votes`).
+
+        Its seconds are those of all of them. Raises UserError at temperature 0, where all would be the same.
+        """
+        if votes < 1 or (votes > 1 and not options.get("temperature")):
+            raise UserError("votes is a number from 1 on; answers differ at a temperature above 0 only.")
+        request = self._request(prompt, options, 0)
+        answers = self.engine.generate([replace(request, key=(0, at)) for at in range(votes)])
+        best, share = majority(["" if a.finish == "length" else a.text for a in answers])
+        return replace(answers[best], seconds=max(answer.seconds for answer in answers)), share
 
     def message(self, completion: Completion, tools: Tools = ()) -> Message:
         """The answer as a turn of the conversation, to go on from; the calls of `tools` in it are its `tool_calls`.

@@ -258,6 +258,8 @@ def ask(
     temperature: Temperature = 0.0,
     seed: Seed = 0,
     no_think: NoThink = False,
+    effort: Annotated[str | None, typer.Option(help="none, minimal, low, medium, high, xhigh or max thinking.")] = None,
+    votes: Annotated[int, typer.Option(help="Draw so many answers; the one most agree with.", min=1)] = 1,
     device: Device = "auto",
     exact: Exact = False,
     as_json: Json = False,
@@ -268,8 +270,10 @@ def ask(
 
     dist.settle()
     question = sys.stdin.read().strip() if prompt == "-" else prompt
-    how = Options(max_tokens=max_tokens, temperature=temperature, seed=seed, thinking=not no_think)
-    talk.ask(Model.load(model, device, exact), question, how, as_json)
+    how = Options(max_tokens=max_tokens, temperature=temperature, seed=seed, thinking=not no_think, effort=effort)
+    if votes > 1 and not temperature:  # else all answers would be the same
+        how["temperature"] = 1.0
+    talk.ask(Model.load(model, device, exact), question, how, as_json, votes)
 
 
 @app.command()

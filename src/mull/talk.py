@@ -26,7 +26,17 @@ HELP = """\
 /quit             leave (Ctrl-D does too; Ctrl-C stops an answer)"""
 
 
-def ask(model: Model, prompt: str, options: Options, as_json: bool) -> None:
+def ask(model: Model, prompt: str, options: Options, as_json: bool, votes: int = 1) -> None:
+    if votes > 1:
+        completion, share = model.vote(prompt, votes, **options)
+        if as_json:
+            print_json(as_plain(model, completion) | {"votes": votes, "share": share})
+            return
+        print(_plain(completion.text) if sys.stdout.isatty() else completion.text)
+        console = error_console()
+        console.print(Text(f"{round(share * votes)} of {votes} answers agree", style="cyan"), soft_wrap=True)
+        tally(model, completion, console)
+        return
     if as_json:
         completion = model.generate(prompt, **options)
         print_json(as_plain(model, completion))
