@@ -24,7 +24,10 @@ from mull.run import Run
 from mull.stages import recipe
 from mull.train import checkpoint
 
-VERBS = ("demo", "run", "eval", "chat", "ask", "info", "pull", "export", "report", "tasks", "recipes")
+VERBS = (
+    "demo", "run", "eval", "chat", "ask", "info", "pull", "export", "report", "tasks", "recipes", "serve", "usage",
+    "keys",
+)  # fmt: skip
 QUESTION = "Find the Greatest Common Divisor (GCD) of these numbers: 2, 3. Give only the GCD as your final answer."
 
 Refused = Callable[..., str]

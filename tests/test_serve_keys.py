@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import sqlite3
@@ -11,10 +12,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from conftest import Mull
 
 from mull.serve import keys, usage
 from mull.serve.keys import Allowance
@@ -309,3 +311,41 @@ def test_nothing_recorded_is_lost_by_kill_9(path: Path):
         db.execute("delete from usage")
         assert db.execute("pragma integrity_check").fetchone() == ("ok",)
         db.close()
+
+
+# the verbs
+
+
+def test_a_key_is_made_listed_and_revoked_by_the_command_line(path: Path, mull: Mull, refused: Callable[..., str]):
+    assert mull("keys", "list", "--db", path).out.startswith("There are no keys; `mull keys create NAME` makes one.")
+    made = json.loads(mull("keys", "create", "alice", "--rpm", 5, "--usd-per-day", 0.5, "--db", path, "--json").out)
+    assert made["rpm"] == 5 and made["key"].startswith("mull-")
+    token = mull("keys", "create", "bob", "--db", path).out.strip()
+    assert token.startswith("mull-") and "\n" not in token
+    listed = json.loads(mull("keys", "list", "--db", path, "--json").out)["keys"]
+    assert [(key["name"], key["revoked"], key["ends_in"]) for key in listed] == [
+        ("alice", None, made["key"][-4:]), ("bob", None, token[-4:]),
+    ]  # fmt: skip
+    shown = mull("keys", "list", "--db", path).out
+    assert "5 requests a minute, 0.5 dollars a day" in shown and "in force" in shown
+    assert made["key"] not in shown
+    assert mull("keys", "revoke", "alice", "--db", path).code == 0
+    assert "revoked" in mull("keys", "list", "--db", path).out
+    assert "named 'bob' already" in refused("keys", "create", "bob", "--db", path)
+    assert "there are bob" in refused("keys", "revoke", "alice", "--db", path)
+    said = refused("keys", "create", "c", "--rpm", 0, "--db", path)
+    assert said == "keys create: rpm: input should be greater than or equal to 1, not 0."
+    assert refused("keys", "creat", "c").startswith("No such command 'creat'. Did you mean 'create'?")
+
+
+def test_usage_is_told_by_what_one_asks_for(
+    path: Path, db: sqlite3.Connection, mull: Mull, refused: Callable[..., str]
+):
+    assert mull("usage", "--db", path).out == "Nothing was asked yet.\n"
+    usage.write(db, [entry(usd=0.25), entry(ANYBODY, at=NOON + 86400)])
+    by_model = json.loads(mull("usage", "--by", "model", "--db", path, "--json").out)["usage"]
+    assert [(row["model"], row["requests"], row["usd"]) for row in by_model] == [("m", 2, 0.25)]
+    shown = mull("usage", "--db", path).out
+    assert usage.day_of(NOON) in shown and "(no key)" in shown and "in all" in shown and "$0.25" in shown
+    said = refused("usage", "--by", "dya", "--db", path)
+    assert said == "--by takes day, key and model, not 'dya'. Did you mean 'day'?"
