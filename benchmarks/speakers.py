@@ -14,7 +14,6 @@ import os
 import re
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -147,14 +146,16 @@ def llama_cpp(place: Place, unified: bool = False, cache: bool = False, slots: i
 
 def mull_http(place: Place, shared: bool = True) -> Speak:
     """`mull serve`, and its clients here. Not `shared`: no request may use what another computed."""
-    command = [sys.executable, "-m", "mull.cli", "serve", str(place.folder), "--port", "0", "--device", "cpu"]
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": str(place.threads)}
-    server = subprocess.Popen(
-        [*command, "--rows", str(place.rows), "--queue", "1024", "--db", str(place.folder / "usage.db")],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True, env=environment,
-    )  # fmt: skip
+    log = place.folder.parent / "serve.log"
+    with log.open("w") as out:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "mull.cli", "serve", str(place.folder), "--port", "0", "--device", "cpu",
+             "--rows", str(place.rows), "--queue", "1024", "--db", str(place.folder / "usage.db")],
+            stdout=out, stderr=out, stdin=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": str(place.threads)},
+        )  # fmt: skip
     place.leave.callback(_end, server)
-    port = _port(server)
+    port = _port(server, log)
     salts = iter(range(1 << 40))
 
     def speak(prompts: Sequence[Prompt], new: int) -> list[Said]:
@@ -168,18 +169,16 @@ def mull_http(place: Place, shared: bool = True) -> Speak:
     return speak
 
 
-def _port(server: subprocess.Popen[str]) -> int:
-    assert server.stdout is not None
-    said = []
-    for line in server.stdout:
-        said.append(line)
-        if found := re.search(r"http://127\.0\.0\.1:(\d+)", line):
-            threading.Thread(target=server.stdout.read, daemon=True).start()  # its log, lest the pipe fills
+def _port(server: subprocess.Popen[bytes], log: Path) -> int:
+    """Which the server says when it is up."""
+    while server.poll() is None:
+        if found := re.search(r"http://127\.0\.0\.1:(\d+)", log.read_text()):
             return int(found[1])
-    raise SystemExit(f"mull serve did not begin:\n{''.join(said)}")
+        time.sleep(0.05)
+    raise SystemExit(f"mull serve did not begin:\n{log.read_text()}")
 
 
-def _end(server: subprocess.Popen[str]) -> None:
+def _end(server: subprocess.Popen[bytes]) -> None:
     server.terminate()
     server.wait(60)
 
