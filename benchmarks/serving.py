@@ -1,7 +1,7 @@
 """Serving, side by side: tokens/s of many answers at a time, of prompts, of the server; and what shared prompts save.
 
     decode   SmolLM2-135M, 1, 16 and 64 answers at a time to prompts of 32 tokens, and a prompt of 512:
-             mull (and in the deterministic mode), transformers, vllm (--vllm), llama.cpp (Q8_0)
+             mull (and in the deterministic mode, and guessing ahead), transformers, vllm (--vllm), llama.cpp (Q8_0)
     prefix   seconds to the first token of 64 requests that share 1,000 tokens and come at once: nothing known before
              (cold), and one having asked before (warm): mull's server, the same with nothing shared, llama.cpp's server
     http     what HTTP costs at 16 streams: the engine alone, and `mull serve` with its clients on the same machine
@@ -109,7 +109,7 @@ class Part:
 
 PARTS = {
     "decode": Part(
-        decoding, ("mull", "mull exact"), ("transformers sdpa", "vllm compiled", "llama.cpp"), 64, 640
+        decoding, ("mull", "mull exact", "mull drafts"), ("transformers sdpa", "vllm compiled", "llama.cpp"), 64, 640
     ),
     "prefix": Part(
         waiting, ("mull http", ALONE), ("llama.cpp 16 slots",), 64, 1100, seconds=True

@@ -49,12 +49,12 @@ class Place:
     leave: ExitStack  # closed in the end
 
 
-def mull(place: Place, exact: bool = False) -> Speak:
+def mull(place: Place, exact: bool = False, drafts: bool = False) -> Speak:
     """The engine in this process, loaded as the server's is."""
     from mull.engine import worker
     from mull.types import Request, Sampling
 
-    options = {"model": str(place.folder), "device": "cpu", "exact": exact, "rows": place.rows}
+    options = {"model": str(place.folder), "device": "cpu", "exact": exact, "rows": place.rows, "drafts": drafts}
 
     def speak(prompts: Sequence[Prompt], new: int) -> list[Said]:
         sampling = Sampling(max_tokens=new, temperature=0.0, ignore_end=True)
@@ -150,7 +150,7 @@ def mull_http(place: Place, shared: bool = True) -> Speak:
     with log.open("w") as out:
         server = subprocess.Popen(
             [sys.executable, "-m", "mull.cli", "serve", str(place.folder), "--port", "0", "--device", "cpu",
-             "--rows", str(place.rows), "--queue", "1024", "--db", str(place.folder / "usage.db")],
+             "--rows", str(place.rows), "--queue", "1024", "--db", str(place.folder / "usage.db"), "engine.drafts=false"],
             stdout=out, stderr=out, stdin=subprocess.DEVNULL,
             env={**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": str(place.threads)},
         )  # fmt: skip
@@ -214,6 +214,7 @@ async def _ask(port: int, path: str, body: bytes, began: float) -> Said:
 SPEAKERS: dict[str, Callable[[Place], Speak]] = {
     "mull": mull,
     "mull exact": lambda place: mull(place, exact=True),
+    "mull drafts": lambda place: mull(place, drafts=True),
     "mull http": mull_http,
     "mull http, nothing shared": lambda place: mull_http(place, shared=False),
     "transformers sdpa": transformers,
