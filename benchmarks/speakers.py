@@ -150,7 +150,8 @@ def mull_http(place: Place, shared: bool = True) -> Speak:
     with log.open("w") as out:
         server = subprocess.Popen(
             [sys.executable, "-m", "mull.cli", "serve", str(place.folder), "--port", "0", "--device", "cpu",
-             "--rows", str(place.rows), "--queue", "1024", "--db", str(place.folder / "usage.db"), "engine.drafts=false"],
+             "--rows", str(place.rows), "--queue", "1024", "--db", str(place.folder / "usage.db"),
+             "engine.drafts=false"],
             stdout=out, stderr=out, stdin=subprocess.DEVNULL,
             env={**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": str(place.threads)},
         )  # fmt: skip
