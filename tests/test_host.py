@@ -63,3 +63,21 @@ def test_a_dead_engine_has_no_figures_and_its_answers_say_so(options: dict[str, 
         await host.stop()
 
     asyncio.run(die())
+
+
+def test_an_engine_that_falls_silent_is_started_again(options: dict[str, Any]) -> None:
+    async def freeze() -> None:
+        host = Host(options, patience=1.0)
+        await host.start()
+        ticket = await drawing(host)
+        assert host.pid is not None
+        os.kill(host.pid, signal.SIGSTOP)
+        with pytest.raises(DiedError):
+            async for _ in ticket:
+                pass
+        await until(lambda: host.alive)
+        host.patience = 60.0
+        (await drawing(host)).cancel()
+        await host.stop()
+
+    asyncio.run(freeze())

@@ -13,11 +13,14 @@ import asyncio
 import itertools
 import json
 import sys
+import time
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 from mull.engine import wire
 from mull.types import Delta, Request, UserError
+
+PATIENCE = 300.0  # a step of a long prompt through a large model can take minutes
 
 
 class BusyError(Exception):
@@ -42,6 +45,7 @@ class Ticket:
     def __init__(self, host: Host, name: str):
         self.host, self.name = host, name
         self.inbox: asyncio.Queue[Delta | Exception] = asyncio.Queue()
+        self.since = time.monotonic()
         self.ended = False
 
     async def __aenter__(self) -> Ticket:
@@ -67,9 +71,13 @@ class Ticket:
 
 
 class Host:
-    """`options` go to engine/worker.py. At most `rows` requests are drawn at a time, and `queue` more wait."""
+    """`options` go to engine/worker.py. At most `rows` requests are drawn at a time, and `queue` more wait.
 
-    def __init__(self, options: Mapping[str, Any], rows: int = 16, queue: int = 64):
+    `patience` is how many seconds an engine may be silent that has something to do.
+    """
+
+    def __init__(self, options: Mapping[str, Any], rows: int = 16, queue: int = 64, patience: float = PATIENCE):
+        self.patience = patience
         self.options, self.rows, self.queue = {**options, "rows": rows}, rows, queue
         self.tickets: dict[str, Ticket] = {}
         self.stats: dict[str, float] = {}
@@ -102,7 +110,7 @@ class Host:
         return json.loads(line) if line.endswith(b"\n") else None
 
     async def _listen(self) -> None:
-        while (told := await self._line()) is not None:
+        while (told := await self._heard()) is not None:
             self.stats = told.get("stats", self.stats)
             for name, raw in told.get("step", ()):
                 if (ticket := self.tickets.get(name)) is not None:
@@ -119,6 +127,15 @@ class Host:
         if not self.closing:
             self.restarts += 1
             self._restarting = asyncio.create_task(self._again())
+
+    async def _heard(self) -> dict[str, Any] | None:
+        """The next line. An engine that owes some and says nothing for too long is ended, like one that dies."""
+        while True:
+            try:
+                return await asyncio.wait_for(self._line(), self.patience)
+            except TimeoutError:
+                if any(ticket.since < time.monotonic() - self.patience for ticket in self.tickets.values()):
+                    self.kill()
 
     async def _again(self) -> None:
         wait = 0.1
