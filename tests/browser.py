@@ -67,7 +67,9 @@ class Stub:
         return None
 
     async def models(self, request: Request) -> Response:
-        return self._refused(request) or JSONResponse({"data": [{"id": "tiny"}, {"id": "tiny-2"}]})
+        return self._refused(request) or JSONResponse(
+            {"data": [{"id": "tiny"}, {"id": "tiny-2", "thinks": True}, {"id": "plain", "thinks": False}]}
+        )
 
     async def chat(self, request: Request) -> Response:
         self.asked.append(json.loads(await request.body()))
@@ -150,7 +152,7 @@ class Tab:
     def __init__(self, browser: Any, url: str, **options: Any):
         self.context = browser.new_context(viewport=options.pop("viewport", {"width": 1100, "height": 800}), **options)
         self.context.add_init_script(WATCH)
-        self.context.set_default_timeout(8000)
+        self.context.set_default_timeout(30_000)
         self.url, self.wrong, self.expected = url, [], ()
         self.page = self.more()
 
@@ -175,7 +177,7 @@ class Tab:
 
     def until(self, expression: str) -> None:
         """Playwright's own way evaluates text within the page, which its policy forbids."""
-        end = time.monotonic() + 8
+        end = time.monotonic() + 30
         while not self.page.evaluate(expression):
             assert time.monotonic() < end, expression
             time.sleep(0.02)

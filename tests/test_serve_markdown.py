@@ -146,7 +146,7 @@ def test_text_of_brackets_and_stars_is_shown_in_no_time(tab: Tab):
         began = time.perf_counter()
         drawn(tab, [piece * times])
         took[piece] = time.perf_counter() - began
-    assert max(took.values()) < 3, took
+    assert max(took.values()) < 8, took  # what is quadratic takes minutes
 
 
 def test_events_are_the_same_however_bytes_are_cut(tab: Tab):

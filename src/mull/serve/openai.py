@@ -174,7 +174,7 @@ def routes(dialogue: Dialogue) -> APIRouter:
     router = APIRouter()
     born = int(time.time())
     card = {"id": dialogue.name, "object": "model", "created": born, "owned_by": "mull"}
-    card["max_model_len"] = dialogue.max_length
+    card["max_model_len"], card["thinks"] = dialogue.max_length, dialogue.chat.thinks
 
     @router.post("/v1/chat/completions")
     async def chat(body: ChatRequest, request: Request) -> Response:

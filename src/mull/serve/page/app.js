@@ -172,7 +172,8 @@ function request(chat) {
   const messages = chat.messages.map(({ role, content, reasoning }) => ({ role, content, reasoning_content: reasoning || undefined }));
   if (chosen.system.trim()) messages.unshift({ role: "system", content: chosen.system });
   return {
-    model: served.pick()?.id ?? "", messages, reasoning_effort: chosen.effort || undefined,
+    model: served.pick()?.id ?? "", messages,
+    reasoning_effort: served.pick()?.thinks === false ? undefined : chosen.effort || undefined,
     temperature: number(chosen.temperature), seed: number(chosen.seed), max_tokens: number(chosen.tokens),
   };
 }
