@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -37,6 +38,17 @@ def token_bytes(cfg: ModelConfig, dtype: torch.dtype) -> int:
     return cfg.layers * sum(h * x for h, x in entry_shapes(cfg)) * dtype.itemsize
 
 
+def zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Zeros, not empty: what lies beyond a sequence's end is masked, but NaN * 0 would still be NaN.
+
+    On a CPU the system gives the memory when it is first written to, which torch.zeros does at once: a cache may be
+    large, and is paid for as it fills.
+    """
+    if device.type == "cpu" and dtype == torch.float32:
+        return torch.from_numpy(np.zeros(shape, np.float32))
+    return torch.zeros(shape, device=device, dtype=dtype)
+
+
 class Pool:
     """The pages of all layers: none, before there is room for some."""
 
@@ -51,8 +63,7 @@ class Pool:
         if pages <= self.pages:
             return
         for layer, old in enumerate(self.store):
-            # zeros, not empty: what lies beyond a sequence's end is masked, but NaN * 0 would still be NaN
-            new = [torch.zeros(pages, h, PAGE, x, device=self.device, dtype=self.dtype) for h, x in self.shapes]
+            new = [zeros((pages, h, PAGE, x), self.device, self.dtype) for h, x in self.shapes]
             for to, source in zip(new, old, strict=False):
                 to[: self.pages] = source
             self.store[layer] = new
@@ -81,7 +92,7 @@ class Rows:
         self.store = [[self._empty(0, 0, shape) for shape in pool.shapes] for _ in range(pool.layers)]
 
     def _empty(self, rows: int, length: int, shape: tuple[int, int]) -> Tensor:
-        return torch.zeros(rows, shape[0], length, shape[1], device=self.pool.device, dtype=self.pool.dtype)
+        return zeros((rows, shape[0], length, shape[1]), self.pool.device, self.pool.dtype)
 
     def reserve(self, rows: int, length: int) -> None:
         """Room for `rows` sequences of `length` tokens; what is stored of them stays. A multiple of KEYS tokens."""
