@@ -29,7 +29,7 @@ from mull.text.chat import Chat
 from mull.types import Grammar, Request, Sampling, UserError
 
 OPTIONS = ("model", "device", "exact", "rows", "cache_gb", "pages", "drafts", "warm")
-SHARE = 0.4  # of free memory for the cache
+SHARE = 0.25  # of free memory for the cache
 
 
 def main(argument: str) -> None:
