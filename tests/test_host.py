@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -63,6 +64,35 @@ def test_a_dead_engine_has_no_figures_and_its_answers_say_so(options: dict[str, 
         await host.stop()
 
     asyncio.run(die())
+
+
+@pytest.mark.parametrize("line", ["nonsense", "[1]", '{"step": [["r1", {"no": 1}]]}', "x" * (1 << 25)], ids=range(4))
+def test_an_engine_that_says_nonsense_is_started_again(options: dict[str, Any], line: str, tmp_path: Path) -> None:
+    """In its place a program that says it is ready, and then something else."""
+    path = tmp_path / "sitecustomize.py"
+    path.write_text(
+        "import sys\n"
+        "if sys.argv[0] == '-m':\n"
+        "    print('{\"ready\": {}}', flush=True)\n"
+        "    sys.stdin.readline()\n"
+        f"    print({line[:40]!r} * {max(1, len(line) // 40)}, flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+
+    async def listen() -> None:
+        host = Host(options)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PYTHONPATH", str(tmp_path))
+            await host.start()
+            ticket = host.submit(LONG)
+        with pytest.raises(DiedError):
+            async for _ in ticket:
+                pass
+        await until(lambda: host.alive)
+        (await drawing(host)).cancel()
+        await host.stop()
+
+    asyncio.run(listen())
 
 
 def test_an_engine_that_falls_silent_is_started_again(options: dict[str, Any]) -> None:

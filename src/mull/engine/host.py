@@ -110,16 +110,29 @@ class Host:
         return json.loads(line) if line.endswith(b"\n") else None
 
     async def _listen(self) -> None:
-        while (told := await self._heard()) is not None:
-            self.stats = told.get("stats", self.stats)
-            for name, raw in told.get("step", ()):
-                if (ticket := self.tickets.get(name)) is not None:
-                    delta = wire.delta_from(raw)
-                    if delta.completion is not None:
-                        del self.tickets[name]
-                    ticket.inbox.put_nowait(delta)
-            if "refused" in told and (ticket := self.tickets.pop(told["refused"], None)) is not None:
-                ticket.inbox.put_nowait(RefusedError(told["why"]))
+        """Until the process ends; whatever goes wrong here, it ends, and those who wait are told."""
+        try:
+            while (told := await self._heard()) is not None:
+                self._tell(told)
+        except (ValueError, KeyError, TypeError) as error:  # no line of ours
+            print(f"The engine said what cannot be understood ({error}); it is ended.", file=sys.stderr, flush=True)
+        finally:
+            self.kill()
+            self._ended()
+
+    def _tell(self, told: dict[str, Any]) -> None:
+        self.stats = told.get("stats", self.stats)
+        for name, raw in told.get("step", ()):
+            if (ticket := self.tickets.get(name)) is not None:
+                delta = wire.delta_from(raw)
+                if delta.completion is not None:
+                    del self.tickets[name]
+                ticket.inbox.put_nowait(delta)
+        if "refused" in told and (ticket := self.tickets.pop(told["refused"], None)) is not None:
+            ticket.inbox.put_nowait(RefusedError(told["why"]))
+
+    def _ended(self) -> None:
+        """Who waits is told, and the process starts again unless that is not wanted."""
         self.alive, self.stats = False, {}
         waiting, self.tickets = self.tickets, {}
         for ticket in waiting.values():
