@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import itertools
+import os
 import re
 import sys
 import tempfile
@@ -22,6 +23,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING
 
 HERE = Path(__file__).parent
@@ -33,20 +35,12 @@ from traffic import JSON, Call, LostError, Told, call_of, outcome, told_of  # no
 if TYPE_CHECKING:
     from serve_process import Running
 
-WARM = 0.25  # of the requests: until then memory may grow
-GROWTH = 0.05  # from then on
+PARTS = 20  # of a run; at the end of each all comes to rest and memory is looked at
+WARM = 5  # of them: until then memory may grow
+GROWTH = 0.05  # from then on: the median of the last five against that of the first five behind the warm-up
+# so that memory which is free is given back at once: what malloc keeps for later would hide what is lost
+FRUGAL = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "262144", "MALLOC_TRIM_THRESHOLD_": "1048576"}
 SETTLE = 30.0  # seconds in which all that was under way has to be gone
-
-
-@dataclass
-class Memory:
-    """Resident, in MiB."""
-
-    server: float
-    engine: float
-
-    def grown(self, since: Memory) -> dict[str, float]:
-        return {"server": self.server / since.server - 1, "engine": self.engine / since.engine - 1}
 
 
 @dataclass
@@ -57,8 +51,7 @@ class Tally:
     problems: list[str] = field(default_factory=list)
     answers: dict[tuple[str, int], Told] = field(default_factory=dict)  # the first of each path and seed
     compared: int = 0
-    warm: Memory | None = None
-    end: Memory | None = None
+    memory: dict[str, list[float]] = field(default_factory=dict)  # of the server and the engine, MiB, at each rest
     seconds: float = 0.0
 
     def note(self, call: Call, what: str, told: Told | None) -> None:
@@ -70,11 +63,16 @@ class Tally:
         if first != told:
             self.problems.append(f"{call.path}, seed {call.seed}: {told} and before {first}")
 
+    @property
+    def growth(self) -> dict[str, tuple[float, float]]:
+        """Memory behind the warm-up, and at the end."""
+        return {who: (median(seen[WARM : WARM + 5]), median(seen[-5:])) for who, seen in self.memory.items()}
 
-def resident(pid: int) -> float:
-    found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-    assert found is not None
-    return int(found[1]) / 1024
+
+def memory_of(pid: int) -> float:
+    """A process's own, in MiB; what of it the kernel put away is counted too, files that it maps are not."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return sum(int(size) for size in re.findall(r"(?:RssAnon|VmSwap):\s+(\d+) kB", status)) / 1024
 
 
 async def metrics(port: int) -> dict[str, float]:
@@ -115,29 +113,27 @@ async def drive(port: int, numbers: Iterator[int], clients: int, model: str, tal
     await asyncio.gather(*(client() for _ in range(clients)))
 
 
-def timed(numbers: Iterator[int], seconds: float) -> Iterator[int]:
-    """All of `numbers` and, until so many seconds have gone, some more."""
-    until, last = time.monotonic() + seconds, -1
-    for last in numbers:
-        yield last
+def timed(numbers: Iterator[int], count: int, seconds: float) -> Iterator[int]:
+    """So many of `numbers` and, until so many seconds have gone, more."""
+    until = time.monotonic() + seconds
+    yield from itertools.islice(numbers, count)
     while time.monotonic() < until:
-        last += 1
-        yield last
+        yield next(numbers)
 
 
 async def soak(server: Running, requests: int, clients: int = 24, minutes: float = 0, salt: int = 0) -> Tally:
     port, tally, began = server.port, Tally(), time.monotonic()
-    warm = int(requests * WARM)
-    for part in (iter(range(warm)), timed(iter(range(warm, requests)), minutes * 60 * (1 - WARM))):
+    numbers = itertools.count()
+    for _ in range(PARTS):
+        part = timed(numbers, requests // PARTS, minutes * 60 / PARTS)
         await drive(port, part, clients, "tiny", tally, salt)
         if (left := await settled(port)) is not None:
             tally.problems.append(left)
-        tally.end = Memory(resident(server.process.pid), resident(server.engine()))
-        tally.warm = tally.warm or tally.end
-    assert tally.warm is not None and tally.end is not None
-    for what, share in tally.end.grown(tally.warm).items():
-        if share > GROWTH:
-            tally.problems.append(f"the {what}'s memory has grown by {share:.1%} since the warm-up")
+        for who, pid in (("server", server.process.pid), ("engine", server.engine())):
+            tally.memory.setdefault(who, []).append(memory_of(pid))
+    for who, (before, after) in tally.growth.items():
+        if after > before * (1 + GROWTH):
+            tally.problems.append(f"the {who}'s memory has grown by {after / before - 1:.1%} since the warm-up")
     if restarts := (await metrics(port)).get("mull_engine_restarts_total"):
         tally.problems.append(f"the engine died {restarts:g} times")
     tally.seconds = time.monotonic() - began
@@ -146,13 +142,11 @@ async def soak(server: Running, requests: int, clients: int = 24, minutes: float
 
 def report(tally: Tally) -> str:
     counts = ", ".join(f"{count} {what}" for what, count in tally.outcomes.most_common())
-    warm, end = tally.warm, tally.end
-    assert warm is not None and end is not None
+    memory = ", ".join(f"{who} {before:.1f} and {after:.1f} MiB" for who, (before, after) in tally.growth.items())
     return (
         f"{tally.outcomes.total()} requests in {tally.seconds:.0f} s: {counts}\n"
         f"{tally.compared} answers compared with an earlier one to the same request and seed\n"
-        f"memory after the warm-up and at the end: server {warm.server:.1f} and {end.server:.1f} MiB, "
-        f"engine {warm.engine:.1f} and {end.engine:.1f} MiB"
+        f"memory behind the warm-up and at the end: {memory}"
     )
 
 
@@ -166,6 +160,7 @@ def main() -> int:
     words.add_argument("--clients", type=int, default=24, help="at a time")
     words.add_argument("--salt", type=int, default=0, help="another number draws other requests")
     given = words.parse_args()
+    os.environ.update(FRUGAL)
     with tempfile.TemporaryDirectory() as made:
         folder = saved(Path(made) / "tiny")
         with running(folder, Path(made) / "home", "--exact", "--queue", str(given.clients)) as server:

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 from rawhttp import Reply, StuckError, ask
 from serve_process import Running, command_of, eventually, running, tiny_folder  # noqa: F401 - a fixture
-from soak import metrics, report, settled, soak
+from soak import FRUGAL, metrics, report, settled, soak
 from traffic import JSON, KINDS, Call, LostError, breaks, call_of, good, outcome
 
 pytestmark = [
@@ -45,7 +45,9 @@ async def sent(port: int, call: Call) -> Reply:
     return await ask(port, call.method, call.path, call.body, JSON)
 
 
-def test_nothing_is_lost_stuck_or_kept(folder: Path, tmp_path: Path) -> None:
+def test_nothing_is_lost_stuck_or_kept(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in FRUGAL.items():
+        monkeypatch.setenv(name, value)
     with running(folder, tmp_path, "--exact", "--queue", "24") as server:
         tally = asyncio.run(soak(server, 2000))
     print(report(tally))

@@ -6,7 +6,6 @@ writes its structure too. A prompt that cannot be joined by what came before it 
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -155,7 +154,7 @@ def routes(dialogue: Dialogue) -> APIRouter:
     @router.post("/v1/completions")
     async def complete(body: TextRequest, request: Request) -> Response:
         visit = visit_of(request.scope)
-        asks = await asyncio.to_thread(body.asks, dialogue, dialogue.limits.prompts)
+        asks = await dialogue.aside(body.asks, dialogue, dialogue.limits.prompts)
         answer = TextAnswer(body, asks, visit)
         if body.stream:
             return await streamed(request, answer.frames(), failed(visit), stall=visit.stall)
