@@ -86,6 +86,19 @@ def test_depth_is_bounded() -> None:
         made(schema)
 
 
+def const(value: int) -> dict[str, int]:
+    return {"const": value}
+
+
+def test_many_references_to_long_lists_are_compared() -> None:
+    longs = {"A": {"enum": [*range(10000, 11000)]}, "B": {"enum": [*range(20000, 21000)]}}
+    schema = {
+        "$defs": longs,
+        **obj(**{str(i): {"oneOf": [{"$ref": "#/$defs/A"}, {"$ref": "#/$defs/B"}]} for i in range(9)}),
+    }
+    assert made(schema)["properties"]["8"] == {"anyOf": [{"$ref": "#/$defs/A"}, {"$ref": "#/$defs/B"}]}
+
+
 def test_hostile_schemas_take_no_time() -> None:
     begun = time.process_time()
     for schema in (
@@ -93,6 +106,11 @@ def test_hostile_schemas_take_no_time() -> None:
         {"anyOf": [{"type": ["integer"] * 100, "minimum": 3}] * 1000},
         {"enum": [[[]]] * 20_000},
         {"const": 10**4000},
+        {"$defs": {"A": {"enum": [*range(10000, 19000)]}}, "oneOf": [{"$ref": "#/$defs/A"}, *map(const, range(63))]},
+        obj(**{str(i): {"oneOf": [{"$ref": "#/$defs/A"}, {"$ref": "#/$defs/B"}]} for i in range(300)})
+        | {"$defs": {"A": {"enum": [*range(10000, 13000)]}, "B": {"enum": [*range(20000, 23000)]}}},
+        obj(**{str(i): {"oneOf": [{"$ref": f"#/$defs/{j}"} for j in range(64)]} for i in range(40)})
+        | {"$defs": {str(j): obj(**{f"k{k}": {} for k in range(20)}, z={"const": j}) for j in range(64)}},
     ):
         try:
             made(schema)

@@ -19,6 +19,7 @@ BYTES = 1 << 16  # of a schema
 DEPTH = 32
 NODES = 4096
 ONE_OF = 64  # alternatives, which are compared two by two
+COMPARED = 1 << 19  # names and constants looked at for that, in all
 PATTERN = 1024  # letters of an expression within a schema
 
 KEYWORDS = {
@@ -58,7 +59,8 @@ def _no_number(name: str) -> NoReturn:
 
 class _Schema:
     def __init__(self, root: Any):
-        self.root, self.nodes = root, 0
+        self.root, self.nodes, self.compared = root, 0, 0
+        self.listed: dict[int, set[str] | None] = {}  # constants by the identity of a schema: written as text once
 
     def made(self) -> Any:
         made = self.node(self.root, "", 0)
@@ -135,19 +137,33 @@ class _Schema:
         a, b = self.meant(a), self.meant(b)
         if a is None or b is None:
             return False
-        constants = [_constants(a), _constants(b)]
-        if constants[0] and constants[1]:
-            return constants[0].isdisjoint(constants[1])
+        ours, theirs = self.constants(a), self.constants(b)
+        self.compare(1 + min(len(ours or ()), len(theirs or ())))
+        if ours and theirs:
+            return ours.isdisjoint(theirs)
         kinds = [{"number" if kind == "integer" else kind for kind in _types(one) or ()} for one in (a, b)]
         if kinds[0] and kinds[1] and kinds[0].isdisjoint(kinds[1]):
             return True
         if kinds != [{"object"}, {"object"}]:
             return False
-        ours, theirs = a.get("properties"), b.get("properties")
-        if not within or not (isinstance(ours, Mapping) and isinstance(theirs, Mapping)):
+        here, there = a.get("properties"), b.get("properties")
+        if not within or not (isinstance(here, Mapping) and isinstance(there, Mapping)):
             return False
-        shared = {*_names(a.get("required"))} & {*_names(b.get("required"))}
-        return any(self.disjoint(ours.get(name), theirs.get(name), within=False) for name in shared)
+        names = [_names(one.get("required")) for one in (a, b)]
+        self.compare(len(names[0]) + len(names[1]))
+        shared = {*names[0]} & {*names[1]}
+        return any(self.disjoint(here.get(name), there.get(name), within=False) for name in shared)
+
+    def compare(self, count: int) -> None:
+        """Raises UserError where it becomes too much."""
+        self.compared += count
+        if self.compared > COMPARED:
+            raise UserError("The JSON schema cannot be used: its 'oneOf' are too large to compare; say anyOf.")
+
+    def constants(self, schema: Mapping[str, Any]) -> set[str] | None:
+        if id(schema) not in self.listed:  # a part of the root, which stays
+            self.listed[id(schema)] = _constants(schema)
+        return self.listed[id(schema)]
 
     def meant(self, schema: Any) -> Mapping[str, Any] | None:
         """Behind a reference to a definition."""
