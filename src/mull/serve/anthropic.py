@@ -29,7 +29,7 @@ from mull.serve.dialogue import Ask, Dialogue, Event, a_name, a_seed
 from mull.serve.errors import ApiError, of, refused
 from mull.serve.gate import Visit, visit_of
 from mull.serve.openai import dumps, log, reply
-from mull.serve.openai_asks import Loose, Seed, Shape, Tokens
+from mull.serve.openai_asks import Loose, Many, Seed, Shape, Tokens
 from mull.serve.responses_asks import Body
 from mull.serve.sse import streamed, unless_gone
 from mull.types import Completion, Grammar, Message, Sampling, UserError
@@ -61,17 +61,17 @@ class ToolChoice(Shape):
 
 class Turn(Loose):
     role: Literal["user", "assistant", "system"]
-    content: str | list[dict[str, Any]]
+    content: str | Many[dict[str, Any]]
 
 
 class Count(Body):
     """POST /v1/messages/count_tokens: what decides a prompt."""
 
     model: str | None = None
-    messages: list[Turn] = Field(min_length=1, max_length=100_000)
-    system: str | list[dict[str, Any]] | None = None
+    messages: Many[Turn] = Field(min_length=1, max_length=100_000)
+    system: str | Many[dict[str, Any]] | None = None
     thinking: Thinking | None = None
-    tools: list[dict[str, Any]] | None = None
+    tools: Many[dict[str, Any]] | None = None
     tool_choice: ToolChoice | None = None
     output_config: OutputConfig | None = None
     # read, and of no effect here
@@ -89,7 +89,7 @@ class Create(Count):
     """POST /v1/messages."""
 
     max_tokens: Tokens
-    stop_sequences: list[str] | None = None
+    stop_sequences: Many[str] | None = None
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=0, le=1 << 31)
@@ -172,25 +172,24 @@ def _budget(body: Create) -> int | None:
 
 def _tools(body: Count) -> tuple[tuple[Mapping[str, Any], ...], str]:
     """(tools as chat completions have them, tool_choice as Ask has it)."""
-    tools, names = [], []
+    tools: dict[str, Mapping[str, Any]] = {}
     for at, tool in enumerate(body.tools or ()):
         if tool.get("type") not in (None, "custom"):
             raise UserError(f"tools[{at}]: there are only the client's own tools here, no {str(tool['type'])[:40]!r}.")
         name, schema = tool.get("name"), tool.get("input_schema")
         if not isinstance(name, str) or not name or not isinstance(schema, dict):
             raise UserError(f"tools[{at}] needs a `name`, and an `input_schema` that is a JSON schema.")
-        if name in names:
+        if name in tools:
             raise UserError(f"Two tools are named {name[:64]!r}.")
         described = {"name": name, "description": tool.get("description") or "", "parameters": schema}
-        tools.append({"type": "function", "function": described})
-        names.append(name)
+        tools[name] = {"type": "function", "function": described}
     choice = body.tool_choice or ToolChoice(type="auto")
-    if choice.type == "tool" and choice.name not in names:
+    if choice.type == "tool" and choice.name not in tools:
         raise UserError(f"tool_choice names {choice.name!r}, which is not among the tools.")
     if choice.type == "any" and not tools:
         raise UserError("tool_choice is any, but there are no tools.")
     said = {"auto": "auto", "none": "none", "any": "required", "tool": choice.name or ""}
-    return tuple(tools), said[choice.type]
+    return tuple(tools.values()), said[choice.type]
 
 
 def messages_of(turns: Sequence[Turn]) -> list[Message]:
@@ -208,6 +207,7 @@ def messages_of(turns: Sequence[Turn]) -> list[Message]:
                 why = "this model reads text only" if kind in ("image", "document") else f"not known of {turn.role}"
                 raise UserError(f"{where}: blocks of type {str(kind)[:40]!r} cannot be given: {why}.")
             reader(said, turn.role, block, where)
+    said.close()
     if not said.messages:
         raise UserError("messages: all of them are empty.")
     return said.messages
@@ -215,31 +215,42 @@ def messages_of(turns: Sequence[Turn]) -> list[Message]:
 
 @dataclass
 class _Said:
+    """Messages so far, and the one that is being put together."""
+
     messages: list[Message] = field(default_factory=list)
     names: dict[str, str] = field(default_factory=dict)  # of the tools, by the calls' ids
+    role: str = ""
+    texts: list[str] = field(default_factory=list)
+    thoughts: list[str] = field(default_factory=list)
+    calls: list[Mapping[str, Any]] = field(default_factory=list)
 
-    def last(self, role: str) -> Message:
-        """The message that a block of `role` goes on with; taken off, to be put back."""
-        if self.messages and self.messages[-1].role == role:
-            return self.messages.pop()
-        return Message(role, "")
+    def goes_on(self, role: str) -> None:
+        """What comes is the message's that is being put together, if that is of `role`."""
+        if role != self.role:
+            self.close()
+            self.role = role
+
+    def close(self) -> None:
+        if self.role:
+            thought = "".join(self.thoughts) or None
+            self.messages.append(Message(self.role, "\n".join(self.texts), thought, tuple(self.calls)))
+        self.role, self.texts, self.thoughts, self.calls = "", [], [], []
 
     def text(self, role: str, block: Block, where: str) -> None:
         text = block.get("text")
         if not isinstance(text, str):
             raise UserError(f"{where}: a text block has the text `text`.")
         if text:
-            message = self.last(role)
-            joined = f"{message.content}\n{text}" if message.content else text
-            self.messages.append(replace(message, content=joined))
+            self.goes_on(role)
+            self.texts.append(text)
 
     def thinking(self, role: str, block: Block, where: str) -> None:
         thought = block.get("thinking")
         if not isinstance(thought, str):
             raise UserError(f"{where}: a thinking block has the text `thinking`.")
         if thought:
-            message = self.last(role)
-            self.messages.append(replace(message, reasoning=(message.reasoning or "") + thought))
+            self.goes_on(role)
+            self.thoughts.append(thought)
 
     def redacted(self, role: str, block: Block, where: str) -> None:
         """Cannot be read here."""
@@ -251,8 +262,8 @@ class _Said:
         function = {"name": name, "arguments": json.dumps(given, ensure_ascii=False)}
         call = {"id": ident, "type": "function", "function": function}
         self.names[ident] = name
-        message = self.last(role)
-        self.messages.append(replace(message, tool_calls=(*message.tool_calls, call)))
+        self.goes_on(role)
+        self.calls.append(call)
 
     def result(self, role: str, block: Block, where: str) -> None:
         ident = block.get("tool_use_id")
@@ -260,6 +271,7 @@ class _Said:
             raise UserError(f"{where}: no tool_use before it has the id {str(ident)[:80]!r}.")
         text = text_of(block.get("content") or "", f"{where}.content")
         text = f"Error: {text}" if block.get("is_error") else text
+        self.close()
         self.messages.append(Message("tool", text, name=self.names[ident], tool_call_id=ident))
 
 

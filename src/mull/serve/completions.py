@@ -14,14 +14,14 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter
 from fastapi.requests import Request
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 from starlette.responses import Response
 
 from mull.serve.dialogue import Ask, Dialogue, Scored, a_name, gather
 from mull.serve.errors import refused
 from mull.serve.gate import Visit, visit_of
 from mull.serve.openai import DONE, dumps, failed, frame, reply, usage_of, with_stream
-from mull.serve.openai_asks import Drawing
+from mull.serve.openai_asks import Drawing, Many
 from mull.serve.sse import streamed, unless_gone
 from mull.serve.tokens import LEAST, Spelling
 from mull.text.tokenizer import Tokenizer
@@ -30,8 +30,25 @@ Id = Annotated[int, Field(ge=0, lt=1 << 31)]
 DEFAULT_TOKENS = 16  # as the API has it
 
 
+def _kind(prompt: object) -> str:
+    """What the first of a list is decides what all are to be: one mistake is told, and it is the one that was made."""
+    if not isinstance(prompt, list):
+        return "[text]"
+    first = prompt[0] if prompt else ""
+    return "[lists]" if isinstance(first, list) else "[texts]" if isinstance(first, str) else "[ids]"
+
+
+Prompt = Annotated[
+    Annotated[str, Tag("[text]")]
+    | Annotated[Many[str], Tag("[texts]")]
+    | Annotated[Many[Id], Tag("[ids]")]
+    | Annotated[Many[Many[Id]], Tag("[lists]")],
+    Discriminator(_kind),
+]
+
+
 class TextRequest(Drawing):
-    prompt: str | list[str] | list[Id] | list[list[Id]] | None = None
+    prompt: Prompt | None = None
     logprobs: int | None = Field(default=None, ge=0, le=20)
     echo: bool | None = None
     best_of: int | None = Field(default=None, ge=1, le=128)

@@ -11,19 +11,29 @@ import difflib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, FailFast, Field, model_validator
 
 from mull.serve import effort
 from mull.serve.dialogue import Ask, Dialogue, a_seed
 from mull.serve.errors import ApiError, refused
 from mull.types import Grammar, Message, Sampling
 
+T = TypeVar("T")
+
+
+class _AtFirst(FailFast):
+    """Ends the reading of a list or dict at its first mistake: a million mistakes take a minute to write down."""
+
+    __hash__ = object.__hash__  # parts of unions need one
+
+
+AT_FIRST = _AtFirst()
+Many = Annotated[list[T], AT_FIRST]
 Tokens = Annotated[int, Field(ge=1, le=1 << 31)]
 Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
-Texts = str | list[str] | None
 
 
 class Shape(BaseModel):
@@ -37,9 +47,10 @@ class Shape(BaseModel):
         known = [field.alias or name for name, field in cls.model_fields.items()]
         unknown = next((name for name in raw if name not in known), None) if isinstance(raw, Mapping) else None
         if unknown is not None:
-            near = difflib.get_close_matches(str(unknown), known, 1)
+            shown = str(unknown)[:60]
+            near = difflib.get_close_matches(shown, known, 1)
             hint = f"; is {near[0]!r} meant?" if near else ""
-            raise ValueError(f"There is no parameter {str(unknown)[:60]!r}{hint}")
+            raise ValueError(f"There is no parameter {shown!r}{hint}")
         return raw
 
 
@@ -72,9 +83,9 @@ class Turn(Loose):
     """A message."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[Part] | None = None
+    content: str | Many[Part] | None = None
     name: str | None = None
-    tool_calls: list[Called] | None = None
+    tool_calls: Many[Called] | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
@@ -120,7 +131,7 @@ class Structured(Shape):
     json_: dict[str, Any] | str | None = Field(default=None, alias="json")
     json_object: bool | None = None
     regex: str | None = None
-    choice: list[str] | None = None
+    choice: Many[str] | None = None
     grammar: str | None = None
 
 
@@ -147,11 +158,11 @@ class Drawing(Shape):
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     repetition_penalty: float | None = Field(default=None, gt=0, le=10)
-    logit_bias: dict[str, float] | None = None
+    logit_bias: Annotated[dict[str, float], AT_FIRST] | None = None
     seed: Seed | None = None
     n: int | None = Field(default=None, ge=1, le=128)
-    stop: Texts = None
-    stop_token_ids: list[int] | None = None
+    stop: str | Many[str] | None = None
+    stop_token_ids: Many[int] | None = None
     ignore_eos: bool | None = None
     max_tokens: Tokens | None = None
     stream: bool | None = None
@@ -159,7 +170,7 @@ class Drawing(Shape):
     structured_outputs: Structured | None = None
     guided_json: dict[str, Any] | str | None = None
     guided_regex: str | None = None
-    guided_choice: list[str] | None = None
+    guided_choice: Many[str] | None = None
     guided_grammar: str | None = None
     cache_salt: str | None = Field(default=None, max_length=512)
     user: str | None = None
@@ -224,12 +235,12 @@ class Drawing(Shape):
 
 
 class ChatRequest(Drawing):
-    messages: list[Turn] = Field(min_length=1)
+    messages: Many[Turn] = Field(min_length=1)
     max_completion_tokens: Tokens | None = None  # thinking included, as max_tokens; this one wins
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     response_format: Format | None = None
-    tools: list[Tool] | None = None
+    tools: Many[Tool] | None = None
     tool_choice: Literal["none", "auto", "required"] | Chosen | None = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
@@ -251,11 +262,11 @@ class ChatRequest(Drawing):
     verbosity: str | None = None
     prediction: dict[str, Any] | None = None
     # known, and refused
-    modalities: list[str] | None = None
+    modalities: Many[str] | None = None
     audio: dict[str, Any] | None = None
     moderation: dict[str, Any] | None = None
     web_search_options: dict[str, Any] | None = None
-    functions: list[dict[str, Any]] | None = None
+    functions: Many[dict[str, Any]] | None = None
     function_call: Any = None
 
     def ask(self, dialogue: Dialogue) -> Ask:
@@ -378,4 +389,7 @@ def text_of(content: str | Sequence[Part] | None, where: str) -> str:
     return "\n".join(texts)
 
 
-__all__ = ["ChatRequest", "Drawing", "Loose", "Part", "Shape", "StreamOptions", "Tokens", "messages_of", "text_of"]
+__all__ = [
+    "AT_FIRST", "ChatRequest", "Drawing", "Loose", "Many", "Part", "Seed", "Shape", "StreamOptions", "Tokens",
+    "messages_of", "text_of",
+]  # fmt: skip

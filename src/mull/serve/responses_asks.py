@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from mull.serve.dialogue import Ask, a_seed
 from mull.serve.errors import refused
-from mull.serve.openai_asks import Loose, Seed, Shape, Tokens
+from mull.serve.openai_asks import AT_FIRST, Loose, Many, Seed, Shape, Tokens
 from mull.types import Grammar, Message, Sampling, UserError
 
 Item = Mapping[str, Any]
@@ -64,28 +64,28 @@ class Create(Body):
     """POST /v1/responses."""
 
     model: str | None = None
-    input: str | list[dict[str, Any]]
+    input: str | Many[dict[str, Any]]
     instructions: str | None = None
     max_output_tokens: Tokens | None = None
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     reasoning: Reasoning | None = None
     text: TextOptions = TextOptions()
-    tools: list[dict[str, Any]] = []
+    tools: Many[dict[str, Any]] = []
     tool_choice: str | dict[str, Any] = "auto"
     parallel_tool_calls: bool | None = None
     stream: bool | None = None
     store: bool | None = None
     previous_response_id: str | None = None
-    metadata: dict[Key, Value] | None = Field(None, max_length=16)
-    include: list[str] | None = None
+    metadata: Annotated[dict[Key, Value], AT_FIRST] | None = Field(None, max_length=16)
+    include: Many[str] | None = None
     truncation: Literal["auto", "disabled"] | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     # beyond OpenAI's
     seed: Seed | None = None
     top_k: int | None = Field(None, ge=0, le=1 << 31)
     min_p: float | None = Field(None, ge=0, le=1)
-    stop: str | list[str] | None = None
+    stop: str | Many[str] | None = None
     thinking_token_budget: int | None = Field(None, ge=0, le=1 << 31)
     min_thinking_tokens: int | None = Field(None, ge=0, le=1 << 31)
     votes: int | None = Field(None, ge=1, le=128)
@@ -99,7 +99,7 @@ class Create(Body):
     service_tier: str | None = None
     stream_options: dict[str, Any] | None = None
     max_tool_calls: int | None = None  # counts OpenAI's own tools, of which there are none
-    context_management: list[dict[str, Any]] | None = None
+    context_management: Many[dict[str, Any]] | None = None
     # read to be refused
     background: bool | None = None
     conversation: Any = None
@@ -226,11 +226,12 @@ class _Turns:
     names: dict[str, str]  # of the functions, by the calls' ids
     messages: list[Message] = field(default_factory=list)
     turn: Message | None = None
+    calls: list[Mapping[str, Any]] = field(default_factory=list)  # of the turn
 
     def message(self, item: Item, where: str) -> None:
         role, text = item.get("role"), text_of(item.get("content"), where)
         if role == "assistant":
-            if self.turn is not None and (self.turn.content or self.turn.tool_calls):
+            if self.turn is not None and (self.turn.content or self.calls):
                 self.close()
             self.turn = replace(self.turn or Message("assistant", ""), content=text)
             return
@@ -250,8 +251,8 @@ class _Turns:
             raise UserError(f"{where}: a function_call has the texts `call_id`, `name` and `arguments`.")
         call = {"id": ident, "type": "function", "function": {"name": name, "arguments": arguments}}
         self.names[ident] = name
-        turn = self.turn or Message("assistant", "")
-        self.turn = replace(turn, tool_calls=(*turn.tool_calls, call))
+        self.turn = self.turn or Message("assistant", "")
+        self.calls.append(call)
 
     def output(self, item: Item, where: str) -> None:
         self.close()
@@ -262,9 +263,9 @@ class _Turns:
         self.messages.append(Message("tool", text, name=self.names[ident], tool_call_id=ident))
 
     def close(self) -> None:
-        if self.turn is not None and (self.turn.content or self.turn.tool_calls or self.turn.reasoning):
-            self.messages.append(self.turn)
-        self.turn = None
+        if self.turn is not None and (self.turn.content or self.calls or self.turn.reasoning):
+            self.messages.append(replace(self.turn, tool_calls=tuple(self.calls)))
+        self.turn, self.calls = None, []
 
 
 _ITEMS: dict[str, Callable[[_Turns, Item, str], None]] = {
