@@ -8,10 +8,8 @@ protocol's own words.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
-from contextlib import suppress
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -22,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mull.engine.host import BusyError, DiedError
 from mull.serve import anthropic, completions, openai, responses
+from mull.serve.bodies import Bodies, again
 from mull.serve.dialogue import Dialogue, a_name
 from mull.serve.errors import Api, ApiError, LateError, of, of_validation
 from mull.serve.gate import Gate, Open, Visit, visit_of
@@ -82,6 +81,7 @@ class Door:
 
     def __init__(self, app: ASGIApp, dialogue: Dialogue, gate: Gate, limits: Limits):
         self.app, self.dialogue, self.gate, self.limits = app, dialogue, gate, limits
+        self.bodies = Bodies(limits)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -91,7 +91,7 @@ class Door:
         visit = Visit(a_name("req_"), api, self.dialogue, self.gate, self.limits.stall_seconds)
         scope.setdefault("state", {})["visit"] = visit
         name = b"request-id" if api == "anthropic" else b"x-request-id"
-        begun = False
+        begun, body = False, b""
 
         async def named(message: Message) -> None:
             nonlocal begun
@@ -102,8 +102,10 @@ class Door:
 
         try:
             visit.who = await self.gate.admit(scope, api, _size(scope))
-            inner = await self._read(receive, _size(scope)) if scope["method"] in WITH_BODY else receive
-            await self.app(scope, inner, named)
+            if scope["method"] in WITH_BODY:
+                body = await self.bodies.read(receive, _size(scope))
+                receive = again(body, receive)
+            await self.app(scope, receive, named)
         except Exception as error:
             known = of(error)
             if known.status == 500:
@@ -111,42 +113,8 @@ class Door:
             if begun:
                 raise  # the connection is closed: what was said so far is no answer
             await told(known, visit)(scope, receive, named)
-
-    async def _read(self, receive: Receive, size: int) -> Receive:
-        """Says the whole body, if it is not too large and comes in time, and then what comes."""
-        parts: list[bytes] = []
-        most, going_on = self.limits.body_bytes, True
-        try:
-            async with asyncio.timeout(self.limits.read_seconds):
-                while going_on:
-                    if size > most:
-                        raise ApiError(413, f"The body is too large; this server reads at most {most:,} bytes.")
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        raise GoneError
-                    parts.append(message.get("body", b""))
-                    going_on, size = message.get("more_body", False), sum(map(len, parts))
-        except TimeoutError:
-            raise ApiError(408, "The body took too long to arrive.") from None
-        body = b"".join(parts)
-        _must_be_text(body)
-        messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-
-        async def said() -> Message:
-            return messages.pop() if messages else await receive()
-
-        return said
-
-
-def _must_be_text(body: bytes) -> None:
-    """Raises ApiError for half a character, which JSON can write (as \\ud800) and nobody can encode."""
-    if b"\\ud" not in body and b"\\uD" not in body:
-        return
-    with suppress(ValueError, RecursionError):  # no JSON: that is said later
-        try:
-            json.dumps(json.loads(body), ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            raise ApiError(400, "The body has half a surrogate pair in a text, which is no character.") from None
+        finally:
+            self.bodies.let_go(len(body))
 
 
 def _size(scope: Scope) -> int:

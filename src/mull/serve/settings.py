@@ -20,6 +20,8 @@ class Limits(Config):
     """What one request may ask for. More is refused in one sentence."""
 
     body_bytes: int = Field(default=8 << 20, ge=1024)
+    bodies_bytes: int = Field(default=64 << 20, ge=1024)  # of all requests under way together; more get 503
+    body_values: int = Field(default=1 << 18, ge=64)  # in its lists and objects; a prompt in token ids has one for each
     header_bytes: int = Field(default=32 << 10, ge=1024)  # request line and headers together
     messages: int = Field(default=4096, ge=1)
     prompts: int = Field(default=128, ge=1)  # of one completion request
