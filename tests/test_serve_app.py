@@ -103,6 +103,55 @@ def test_a_client_that_goes_away_frees_the_engine_within_steps(server: Server, s
     assert post(server, {**LONG, "max_tokens": 2, "n": 4}).status_code == 200  # there is room again
 
 
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+
+
+@pytest.mark.parametrize("more", [
+    {"votes": 4}, {"votes": 4, "stream": True},  # tells nothing until all have ended
+    {"tools": [TOOL], "tool_choice": "required"},  # nothing until the call has ended
+])  # fmt: skip
+def test_who_leaves_before_the_first_word_has_used_what_was_made(server: Server, more: dict[str, Any]) -> None:
+    settled, choices = len(BOOKS.spent), more.get("votes", 1)
+    with closing(connect(server)) as client:
+        client.sendall(request_of(json.dumps({**LONG, **more}).encode()))
+        wait_for(lambda: len(server.host.tickets) == choices)
+        tickets = list(server.host.tickets.values())
+        wait_for(lambda: all(one.made > 5 for one in tickets))
+    wait_for(lambda: len(BOOKS.spent) > settled)
+    spent = BOOKS.spent[-1]
+    assert spent.finish == "cancelled"
+    assert spent.completion_tokens == sum(one.made for one in tickets) > 5 * choices
+    assert spent.prompt_tokens == tickets[0].prompt > 10
+    assert 0 < spent.first_seconds < spent.seconds
+
+
+def test_who_leaves_while_the_prompt_is_read_has_used_it(server: Server) -> None:
+    settled = len(BOOKS.spent)
+    os.kill(server.host.pid or 0, signal.SIGSTOP)  # it reads for as long as we like
+    try:
+        with closing(connect(server)) as client:
+            client.sendall(request_of(json.dumps(LONG).encode()))
+            wait_for(lambda: server.host.tickets)
+            prompt = next(iter(server.host.tickets.values())).prompt
+        wait_for(lambda: len(BOOKS.spent) > settled)
+    finally:
+        os.kill(server.host.pid or 0, signal.SIGCONT)
+    spent = BOOKS.spent[-1]
+    assert (spent.prompt_tokens, spent.completion_tokens, spent.first_seconds) == (prompt, 0, 0.0)
+    assert prompt > 10
+
+
+def test_what_the_engine_never_began_is_not_counted(server: Server) -> None:
+    settled = len(BOOKS.spent)
+    assert post(server, {**LONG, "max_tokens": 1, "guided_regex": "(((("}).status_code == 400
+    with closing(connect(server)) as client:
+        client.sendall(request_of(json.dumps({**LONG, "n": 6}).encode()))
+        wait_for(lambda: len(server.host.tickets) == 6)
+        assert post(server, LONG).status_code == 503
+    wait_for(lambda: len(BOOKS.spent) >= settled + 2)
+    assert all(one.prompt_tokens == one.completion_tokens == 0 for one in BOOKS.spent[settled:-1])
+
+
 def test_a_client_that_reads_nothing_is_cut_off(server: Server) -> None:
     """Log-probabilities are more than sockets hold."""
     body = {**LONG, "stream": True, "n": 3, "logprobs": True, "top_logprobs": 20}
@@ -294,7 +343,7 @@ def test_a_stream_that_is_slow_to_begin_is_kept_alive(monkeypatch: pytest.Monkey
     monkeypatch.setattr("mull.serve.sse.PING_AFTER", 0.1)
 
     def app(dialogue: Dialogue) -> FastAPI:
-        async def slow(ask: Ask) -> AsyncGenerator[Event]:
+        async def slow(ask: Ask, tickets: object) -> AsyncGenerator[Event]:
             await asyncio.sleep(0.5)
             raise DiedError("It stopped.")
             yield Event(0)

@@ -18,7 +18,7 @@ from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 from mull.engine import wire
-from mull.types import Delta, Request, UserError
+from mull.types import Completion, Delta, Request, UserError
 
 PATIENCE = 300.0  # a step of a long prompt through a large model can take minutes
 
@@ -40,10 +40,13 @@ class DiedError(Exception):
 
 
 class Ticket:
-    """One request on its way."""
+    """One request on its way. What the engine has done for it is counted as it arrives, whether anybody reads it."""
 
-    def __init__(self, host: Host, name: str):
-        self.host, self.name = host, name
+    def __init__(self, host: Host, name: str, prompt: int = 0):
+        self.host, self.name, self.prompt = host, name, prompt
+        self.made = self.thought = 0  # tokens so far, and those of them until the last of the thought
+        self.first: float | None = None  # when the first came, by time.monotonic
+        self.completion: Completion | None = None
         self.inbox: asyncio.Queue[Delta | Exception] = asyncio.Queue()
         self.since = time.monotonic()
         self.ended = False
@@ -62,6 +65,15 @@ class Ticket:
                 raise delta
             self.ended = delta.completion is not None
             yield delta
+
+    def hear(self, delta: Delta) -> None:
+        self.made += len(delta.tokens)
+        if delta.reasoning:
+            self.thought = self.made
+        if self.made and self.first is None:
+            self.first = time.monotonic()
+        self.completion = delta.completion
+        self.inbox.put_nowait(delta)
 
     def cancel(self) -> None:
         """The engine is told at once. Of an answer that has ended it does nothing."""
@@ -127,7 +139,7 @@ class Host:
                 delta = wire.delta_from(raw)
                 if delta.completion is not None:
                     del self.tickets[name]
-                ticket.inbox.put_nowait(delta)
+                ticket.hear(delta)
         if "refused" in told and (ticket := self.tickets.pop(told["refused"], None)) is not None:
             ticket.inbox.put_nowait(RefusedError(told["why"]))
 
@@ -166,7 +178,7 @@ class Host:
             raise BusyError("The engine is starting." if not self.closing else "The server is shutting down.", 2)
         if len(self.tickets) >= self.rows + self.queue:
             raise BusyError(f"The queue is full: {self.rows} requests are being answered and {self.queue} wait.")
-        ticket = Ticket(self, f"r{next(self._names)}")
+        ticket = Ticket(self, f"r{next(self._names)}", len(request.tokens))
         self.tickets[ticket.name] = ticket
         self.send({"add": ticket.name, "request": wire.request_to(request), "salt": salt})
         return ticket

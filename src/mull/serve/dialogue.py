@@ -164,9 +164,10 @@ class Dialogue:
         sampling = replace(ask.sampling, thinking=self._thinks(ask), verbatim=not ask.messages, grammar=grammar)
         return Request(prompt, effort.budgeted(sampling, ask.effort, room), (0,))
 
-    async def answer(self, ask: Ask) -> AsyncGenerator[Event]:
+    async def answer(self, ask: Ask, tickets: list[Ticket] | None = None) -> AsyncGenerator[Event]:
         """Events of all choices as they come; broken off (aclose), it cancels what is under way.
 
+        `tickets` is a list to be filled: they count what the engine does, also what no event tells of (`used`).
         Raises UserError, BusyError, DiedError and LateError; the first two before any event.
         """
         if ask.votes > 1 and ask.n > 1:
@@ -175,12 +176,11 @@ class Dialogue:
         if count > most:
             raise UserError(f"This server has room for at most {most} answers at a time, not {count}.")
         request = await self.aside(self.request, ask)
-        tickets: list[Ticket] = []
+        tickets = [] if tickets is None else tickets
         late = None
         try:
             for choice in range(count):  # one by one: those before one that is refused are cancelled
-                ticket = self.host.submit(replace(request, key=(choice,)), ask.salt)
-                tickets.append(ticket)
+                tickets.append(self.host.submit(replace(request, key=(choice,)), ask.salt))
             late = asyncio.get_running_loop().call_later(self.limits.seconds, self._late, tickets)
             events = self._told(ask, request, tickets)
             async with aclosing(self._voted(events) if ask.votes > 1 else events) as heard:
@@ -341,7 +341,17 @@ def usage(completions: Sequence[Completion]) -> dict[str, int]:
     }
 
 
+def used(tickets: Sequence[Ticket]) -> dict[str, int]:
+    """As `usage`, of choices that may be cut short: their prompt counts from when the engine has it."""
+    counted = usage([one.completion for one in tickets if one.completion is not None])
+    short = [one for one in tickets if one.completion is None]
+    counted["prompt_tokens"] = counted["prompt_tokens"] or max((one.prompt for one in short), default=0)
+    counted["completion_tokens"] += sum(one.made for one in short)
+    counted["reasoning_tokens"] += sum(one.thought for one in short)
+    return counted
+
+
 __all__ = [
     "Ask", "Choice", "Dialogue", "Event", "Finish", "Scored", "ToolCall", "a_name", "a_seed", "gather",
-    "merged", "usage",
+    "merged", "usage", "used",
 ]  # fmt: skip

@@ -13,9 +13,9 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from mull.serve.dialogue import Ask, Dialogue, Event, merged, usage
+from mull.engine.host import BusyError, RefusedError, Ticket
+from mull.serve.dialogue import Ask, Dialogue, Event, merged, used
 from mull.serve.errors import Api
-from mull.types import Completion
 
 Scope = MutableMapping[str, Any]
 
@@ -77,7 +77,7 @@ class Visit:
         self.api: Api
         self.id, self.api, self.dialogue, self.gate, self.stall = id, api, dialogue, gate, stall
         self.who = Who()
-        self.began = time.perf_counter()
+        self.began = time.monotonic()
         self.spent = Spent()
         self.usd: float | None = None
 
@@ -98,35 +98,30 @@ class Visit:
             await self._settle()
 
     async def _one(self, ask: Ask) -> AsyncGenerator[Event]:
-        """Those of one ask, counted."""
-        drawn: list[Completion] = []
-        prompt = 0
-        made: dict[int, int] = {}  # tokens of choices that have not ended, and those of their thoughts
-        thought: dict[int, int] = {}
+        """Those of one ask. It is counted at the engine: who leaves before the first event has used it all the same."""
+        tickets: list[Ticket] = []
         try:
-            async with aclosing(self.dialogue.answer(ask)) as events:
+            async with aclosing(self.dialogue.answer(ask, tickets)) as events:
                 async for event in events:
-                    if not self.spent.first_seconds:
-                        self.spent.first_seconds = time.perf_counter() - self.began
-                    prompt, made[event.index] = event.prompt, event.made
-                    if event.reasoning:
-                        thought[event.index] = event.made
-                    if event.finish is not None:
-                        made.pop(event.index)
-                        thought.pop(event.index, None)
-                        drawn += event.drawn
-                        if event.index == 0:
-                            self.spent.finish = event.finish
+                    if event.finish is not None and event.index == 0:
+                        self.spent.finish = event.finish
                     yield event
+        except (BusyError, RefusedError):
+            tickets.clear()  # the engine did nothing for it
+            raise
         finally:
-            counted = usage(drawn)
-            self.spent.prompt_tokens += counted["prompt_tokens"] or prompt
+            counted = used(tickets)
+            self.spent.prompt_tokens += counted["prompt_tokens"]
             self.spent.cached_tokens += counted["cached_tokens"]
-            self.spent.completion_tokens += counted["completion_tokens"] + sum(made.values())
-            self.spent.reasoning_tokens += counted["reasoning_tokens"] + sum(thought.values())
+            self.spent.completion_tokens += counted["completion_tokens"]
+            self.spent.reasoning_tokens += counted["reasoning_tokens"]
+            firsts = [one.first - self.began for one in tickets if one.first is not None]
+            if before := self.spent.first_seconds:
+                firsts.append(before)  # of another ask of this visit
+            self.spent.first_seconds = min(firsts, default=0.0)
 
     async def _settle(self) -> None:
-        self.spent.seconds = time.perf_counter() - self.began
+        self.spent.seconds = time.monotonic() - self.began
         self.usd = await self.gate.settle(self.who, self.spent)
 
 
