@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Mull
@@ -276,6 +277,43 @@ def test_what_cannot_be_written_is_kept_and_tried_again(
     asyncio.run(asyncio.wait_for(work(), 20))
     assert usage.summed(db)[0]["requests"] == 1
     assert "cannot be written" in capfd.readouterr().err
+
+
+def test_a_full_disk_keeps_nobody_waiting(
+    db: sqlite3.Connection, path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(usage, "RETRY_SECONDS", 0.02)
+
+    async def work() -> None:
+        writer = Writer(path)
+        pages = db.execute("pragma page_count").fetchone()[0]
+        writer.db.execute(f"pragma max_page_count = {pages}")  # SQLite says of it what it says of a disk
+        for number in range(20):
+            many = (writer.write(entry(model=f"{number} {one} {'m' * 200}")) for one in range(20))
+            await asyncio.wait_for(asyncio.gather(*many), 20)
+        assert "database or disk is full" in capfd.readouterr().err
+        writer.db.execute(f"pragma max_page_count = {pages + 1000}")
+        writer.close()
+
+    asyncio.run(asyncio.wait_for(work(), 60))
+    assert sum(row["requests"] for row in usage.summed(db)) == 400
+
+
+@pytest.mark.parametrize("wrong", [{"prompt": 2**70}, {"seconds": float("nan")}, {"cached": object()}])
+def test_an_entry_that_no_file_takes_spoils_nothing(
+    db: sqlite3.Connection, path: Path, wrong: dict[str, Any], capfd: pytest.CaptureFixture[str]
+):
+    """The thread goes on, nobody waits for ever, and what came with it is written."""
+
+    async def work() -> None:
+        writer = Writer(path)
+        await asyncio.wait_for(asyncio.gather(*(writer.write(one) for one in (entry(), entry(**wrong), entry()))), 20)
+        await asyncio.wait_for(writer.write(entry()), 20)
+        writer.close()
+
+    asyncio.run(work())
+    assert usage.summed(db)[0]["requests"] == 3
+    assert "Usage of a request is lost" in capfd.readouterr().err
 
 
 WRITES = """

@@ -61,7 +61,8 @@ def write(db: sqlite3.Connection, entries: Sequence[Entry]) -> None:
             db.execute("update keys set used = ? where id = ?", (entry.at, entry.key))
         db.execute("commit")
     except BaseException:
-        db.execute("rollback")
+        if db.in_transaction:  # SQLite takes some back by itself, as where the disk is full
+            db.execute("rollback")
         raise
 
 
@@ -89,7 +90,8 @@ def summed(db: sqlite3.Connection, by: Sequence[By] = ("day", "key")) -> list[di
 class Writer:
     """A thread that writes: what comes while it writes goes together into the next transaction.
 
-    What cannot be written (a full disk) is kept and tried again; meanwhile answers go out, and stderr says so.
+    What cannot be written (a full disk) is kept and tried again; meanwhile answers go out, and stderr says so. An entry
+    that no file would take is left out, and stderr says that too: it must not keep the others waiting.
     """
 
     def __init__(self, path: Path):
@@ -125,20 +127,37 @@ class Writer:
                 entries, waiting, closing = self.entries, self.waiting, self.closing
                 self.entries, self.waiting = [], []
             try:
-                write(self.db, entries)
-            except sqlite3.Error as error:
-                print(f"Usage of {len(entries)} requests cannot be written: {error}.", file=sys.stderr, flush=True)
+                left = self._write(entries)
                 with self.news:
-                    self.entries = entries + self.entries
-            for loop, done in waiting:
-                with suppress(RuntimeError):  # its loop has ended, and who waited with it
-                    loop.call_soon_threadsafe(_settle, done)
+                    self.entries = left + self.entries
+            finally:  # whatever happened, nobody waits for ever
+                for loop, done in waiting:
+                    with suppress(RuntimeError):  # its loop has ended, and who waited with it
+                        loop.call_soon_threadsafe(_settle, done)
             if closing:
                 self.db.close()
                 return
 
+    def _write(self, entries: list[Entry]) -> list[Entry]:
+        """Those that are to be tried again."""
+        try:
+            write(self.db, entries)
+        except sqlite3.OperationalError as error:
+            _say(f"Usage of {len(entries)} requests cannot be written: {error}.")
+            return entries
+        except Exception as error:
+            if len(entries) > 1:  # one of them is at fault
+                return [left for entry in entries for left in self._write([entry])]
+            _say(f"Usage of a request is lost: {error!r} ({entries}).")
+        return []
+
     def _due(self) -> bool:
         return bool(self.waiting) or self.closing
+
+
+def _say(line: str) -> None:
+    with suppress(OSError, ValueError):  # stderr may be on the same full disk, or closed
+        print(line, file=sys.stderr, flush=True)
 
 
 def _settle(done: asyncio.Future[None]) -> None:
