@@ -286,6 +286,19 @@ def test_the_shelf_forgets_the_oldest_and_shows_no_one_anothers() -> None:
     assert len(shelf) == 0 and shelf.size == 0
 
 
+def test_nobodys_responses_are_driven_out_by_anothers() -> None:
+    shelf = Shelf(count=3, characters=2000)
+    shelf.put("you", {"id": "mine"}, (Message("user", "?"),))
+    for number in range(50):  # many small ones
+        shelf.put("me", {"id": f"small {number}"}, ())
+    assert len(shelf) == 1 + 3
+    for number in range(50):  # and large ones
+        shelf.put("me", {"id": f"large {number}"}, (Message("user", "x" * 900),))
+    assert len(shelf) == 1 + 2 and shelf.size <= 2000
+    assert shelf.get("you", "mine").messages == (Message("user", "?"),)
+    assert shelf.get("me", "large 49")
+
+
 # against a server
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections import OrderedDict
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -31,7 +31,7 @@ from mull.serve.sse import streamed, unless_gone
 from mull.serve.tokens import Spelling
 from mull.types import Message
 
-STORED = 1024  # responses that are kept, at most
+STORED = 1024  # responses that are kept of each owner, at most
 STORED_CHARACTERS = 1 << 26  # of their conversations together
 
 
@@ -39,35 +39,46 @@ STORED_CHARACTERS = 1 << 26  # of their conversations together
 class Stored:
     """A response that is kept, and the conversation up to its end, without its instructions."""
 
-    owner: str
     response: dict[str, Any]
     messages: tuple[Message, ...]
     size: int
 
 
 class Shelf:
-    """Responses of `store`, the newest `count` of them, and of at most `characters` in all. Forgets the oldest."""
+    """Responses of `store`: of each owner the newest `count`, and of at most `characters` in all.
+
+    Where that is too much, whoever has most of it loses the oldest: nobody's can be driven out by another's.
+    """
 
     def __init__(self, count: int = STORED, characters: int = STORED_CHARACTERS):
-        self.count, self.characters, self.size = count, characters, 0
-        self._kept: OrderedDict[str, Stored] = OrderedDict()
+        self.count, self.characters = count, characters
+        self._kept: dict[str, dict[str, Stored]] = {}  # by owner, the oldest first
+        self._sizes: Counter[str] = Counter()
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return sum(map(len, self._kept.values()))
+
+    @property
+    def size(self) -> int:
+        return self._sizes.total()
 
     def put(self, owner: str, response: dict[str, Any], messages: tuple[Message, ...]) -> None:
         size = len(json.dumps(response)) + sum(
             len(m.content) + len(m.reasoning or "") + len(json.dumps(m.tool_calls)) for m in messages
         )
-        self._kept[response["id"]] = Stored(owner, response, messages, size)
-        self.size += size
-        while len(self._kept) > self.count or self.size > self.characters:
-            self._forget(next(iter(self._kept)))
+        kept = self._kept.setdefault(owner, {})
+        kept[response["id"]] = Stored(response, messages, size)
+        self._sizes[owner] += size
+        if len(kept) > self.count:
+            self._forget(owner, next(iter(kept)))
+        while self.size > self.characters:
+            most = self._sizes.most_common(1)[0][0]
+            self._forget(most, next(iter(self._kept[most])))
 
     def get(self, owner: str, name: str) -> Stored:
         """Raises ApiError: also where it is another key's."""
-        stored = self._kept.get(name)
-        if stored is None or stored.owner != owner:
+        stored = self._kept.get(owner, {}).get(name)
+        if stored is None:
             why = f"There is no response {name[:80]!r}; the newest {self.count} are kept, until the server ends."
             raise ApiError(404, why, "previous_response_id", "previous_response_not_found")
         return stored
@@ -75,10 +86,12 @@ class Shelf:
     def delete(self, owner: str, name: str) -> None:
         """Raises ApiError."""
         self.get(owner, name)
-        self._forget(name)
+        self._forget(owner, name)
 
-    def _forget(self, name: str) -> None:
-        self.size -= self._kept.pop(name).size
+    def _forget(self, owner: str, name: str) -> None:
+        self._sizes[owner] -= self._kept[owner].pop(name).size
+        if not self._kept[owner]:
+            del self._kept[owner], self._sizes[owner]
 
 
 class Telling:
