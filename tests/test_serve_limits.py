@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mull.engine.host import Host
+from mull.serve import keys
 from mull.serve.dialogue import Ask
 from mull.serve.errors import ApiError
+from mull.serve.gate import Spent
+from mull.serve.house import Guest, House
 from mull.serve.keys import Allowance
 from mull.serve.limits import Turnstile, check, check_depth, check_spend
+from mull.serve.metrics import Metrics
 from mull.serve.price import Price, Shares
 from mull.serve.settings import Limits, Settings
+from mull.serve.store import connect
+from mull.serve.usage import Entry, Used, spent, write
 from mull.types import Message, Sampling, UserError
 
 FEW = Limits(
@@ -196,6 +207,77 @@ def test_money_a_day_and_a_month():
         check_spend(Allowance(usd_per_month=0.5), spent, MARCH + 86400 * 30)
     assert since[-2:] == ["2026-03-04", "2026-03-01"]
     assert month.value.retry_after == 86400
+
+
+def test_a_day_ends_at_midnight_and_a_month_with_its_last(tmp_path: Path):
+    """What was spent in the last moment of February is February's."""
+    db = connect(tmp_path / "serve.db")
+    last = MARCH - 0.001
+    write(db, [Entry(1, "m", Used(1, usd=1.0), last)])
+    day, month = Allowance(usd_per_day=1), Allowance(usd_per_month=1)
+    for allowance in (day, month):
+        with pytest.raises(ApiError) as error:
+            check_spend(allowance, lambda since: spent(db, 1, since), last)
+        assert error.value.retry_after == 1
+        check_spend(allowance, lambda since: spent(db, 1, since), MARCH)
+    write(db, [Entry(1, "m", Used(1, usd=1.0), MARCH)])
+    for allowance, until in ((day, MARCH + 86400), (month, MARCH + 31 * 86400)):
+        for at in (MARCH, until - 0.001):
+            with pytest.raises(ApiError) as error:
+                check_spend(allowance, lambda since: spent(db, 1, since), at)
+            assert error.value.retry_after == math.ceil(until - at)
+        check_spend(allowance, lambda since: spent(db, 1, since), until)
+    db.close()
+
+
+# how many places
+
+
+@pytest.fixture(name="house")
+def house_of_eight_places(tmp_path: Path) -> Iterator[House]:
+    host = Host({}, rows=4, queue=4)
+    house = House(Settings(rows=4, queue=4), tmp_path / "serve.db", "m", Metrics(host), lambda line: None)
+    yield house
+    house.close()
+
+
+def comes(house: House, name: str, choices: int = 1, asks: int = 1) -> Guest:
+    """Raises ApiError."""
+    key = next(key for key in keys.listed(house.db) if key.name == name)
+    guest = Guest(name, "", key.id, key.allowance)
+    for _ in range(asks):
+        house.allow(guest, Ask(n=choices))
+    return guest
+
+
+def test_one_keys_requests_leave_others_half_of_the_places(house: House):
+    keys.create(house.db, "a")
+    alone = [comes(house, "a") for _ in range(8)]  # there is nobody to leave any to
+    keys.create(house.db, "b")
+    with pytest.raises(ApiError, match="has 8 of the 8 places") as error:
+        comes(house, "a")
+    assert (error.value.status, error.value.retry_after) == (429, 1)
+    for guest in alone:
+        asyncio.run(house.settle(guest, Spent()))
+    guests = [comes(house, "a", 2), comes(house, "a", asks=2)]
+    for choices, asks in ((1, 1), (2, 1)):
+        with pytest.raises(ApiError):
+            comes(house, "a", choices, asks)
+    comes(house, "b", 4)
+    asyncio.run(house.settle(guests.pop(), Spent()))
+    with pytest.raises(ApiError):  # the third of its prompts is too much: none of them keeps its place
+        comes(house, "a", asks=3)
+    comes(house, "a", 2)
+
+
+def test_one_large_request_and_a_key_with_a_bound_of_its_own_may_have_more(house: House):
+    for name, allowance in (("a", None), ("b", Allowance(parallel=7))):
+        keys.create(house.db, name, allowance)
+    comes(house, "a", 8)
+    for _ in range(7):
+        comes(house, "b")
+    with pytest.raises(ApiError, match="7 requests under way"):
+        comes(house, "b")
 
 
 # what it costs

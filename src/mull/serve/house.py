@@ -1,12 +1,14 @@
 """The house rules: who may ask, for what, how often, and the books. A `Gate` (gate.py) for one server.
 
 The door is locked, so that asking needs a key, from the first key that is made on; `Settings.open` unlocks it.
+Where there are several keys, the requests of one may hold half of the server's places, so that others find some.
 """
 
 from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -42,6 +44,7 @@ class House:
         self.writer = Writer(path)
         self.turnstile = limits.Turnstile()
         self.shares = Shares()
+        self.held: Counter[int] = Counter()  # places, by key
         self.draining = False
 
     @property
@@ -73,8 +76,10 @@ class House:
     def allow(self, who: Who, ask: Ask) -> None:
         """Raises ApiError or UserError. A visit asks once or several times, and enters with the first."""
         assert isinstance(who, Guest)
+        choices = max(ask.n, ask.votes)
         try:
             limits.check(ask, self.settings.limits)
+            self._leave_room(who, choices)
         except Exception:
             if who.choices:  # the visit ends here, and nobody settles it
                 self._leave(who, 0)
@@ -84,10 +89,23 @@ class House:
             self.turnstile.enter(who.key, who.allowance)
         if self.settings.log_prompts:
             self.log(f"ASKED key={who.name!r} {_asked(ask)}")
-        choices = max(ask.n, ask.votes)
         entered = self.shares.enter(choices)
         who.entered = who.entered if who.choices else entered
         who.choices += choices
+        self.held[who.key] += choices
+
+    def _leave_room(self, who: Guest, choices: int) -> None:
+        """Raises ApiError (429) where this is more than its key's share of the places beside what it holds already.
+
+        One request alone may be larger. A key that has a `parallel` of its own is held to that instead.
+        """
+        places, others = self.settings.rows + self.settings.queue, self.held[who.key] - who.choices
+        share = max(1, places // 2)
+        if not others or others + who.choices + choices <= share or who.allowance.parallel is not None:
+            return
+        if keys.in_force(self.db) + (not self.locked) > 1:  # who needs no key counts as one
+            why = f"This key has {others} of the {places} places of this server; more than {share} are not for one key."
+            raise ApiError(429, why, code="rate_limit_exceeded", retry_after=1)
 
     async def settle(self, who: Who, spent: Spent) -> float | None:
         """Returns when it is in the books."""
@@ -106,6 +124,7 @@ class House:
     def _leave(self, who: Guest, tokens: int) -> float:
         """Seconds of the machine that fall to it."""
         self.turnstile.leave(who.key, tokens)
+        self.held[who.key] -= who.choices
         share = self.shares.leave(who.entered, who.choices)
         who.choices = 0
         return share

@@ -31,7 +31,7 @@ class Allowance(Config):
 
     rpm: int | None = Field(default=None, ge=1)  # requests a minute
     tpm: int | None = Field(default=None, ge=1)  # tokens a minute, those of prompts included
-    parallel: int | None = Field(default=None, ge=1)  # requests at a time
+    parallel: int | None = Field(default=None, ge=1)  # requests at a time; None: half of the places (house.py)
     usd_per_day: float | None = Field(default=None, gt=0)
     usd_per_month: float | None = Field(default=None, gt=0)
 
@@ -84,6 +84,11 @@ def exist(db: sqlite3.Connection) -> bool:
     return db.execute("select exists (select 1 from keys)").fetchone()[0] == 1
 
 
+def in_force(db: sqlite3.Connection) -> int:
+    """How many."""
+    return db.execute("select count(*) from keys where revoked is null").fetchone()[0]
+
+
 def _hash(token: str) -> bytes:
     return hashlib.sha256(token.encode(errors="surrogateescape")).digest()
 
@@ -92,4 +97,4 @@ def _key(row: tuple[int, str, str, float, float | None, float | None, str]) -> K
     return Key(*row[:-1], Allowance.model_validate_json(row[-1]))
 
 
-__all__ = ["Allowance", "Key", "create", "exist", "find", "listed", "revoke"]
+__all__ = ["Allowance", "Key", "create", "exist", "find", "in_force", "listed", "revoke"]
