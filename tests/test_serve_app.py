@@ -355,7 +355,7 @@ def test_a_stream_that_is_slow_to_begin_is_kept_alive(monkeypatch: pytest.Monkey
         answer = post(server, {**LONG, "stream": True})
     assert answer.status_code == 200
     assert answer.text.startswith(": still at it\n\n")
-    assert '"message":"It stopped."' in answer.text
+    assert '"message":"It stopped. Ask again in 2 seconds."' in answer.text
     assert answer.text.endswith("data: [DONE]\n\n")
 
 

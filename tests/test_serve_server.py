@@ -91,9 +91,10 @@ def test_the_engine_dies_and_comes_again(folder: Path, tmp_path: Path):
         before = server.engine()
         os.kill(before, signal.SIGKILL)
         rest = response.read().decode()
-        assert "The engine stopped before this answer ended" in rest
+        assert "The engine stopped before this answer ended; it starts again. Ask again in 2 seconds." in rest
         said = eventually(lambda: (one := server.get("/ready")).status == 503 and one)
         assert said.json == {"status": "not ready", "why": "The engine is starting."}
+        assert said.headers["retry-after"] == "2"
         assert server.get("/health").status == 200
         said = server.ask(ASK)
         if said.status != 200:  # it may have come up meanwhile
@@ -131,7 +132,8 @@ def test_it_drains(folder: Path, tmp_path: Path):
         server.process.send_signal(signal.SIGTERM)
         said = eventually(lambda: (one := server.ask(ASK)).status == 503 and one)
         assert (said.error, said.headers["retry-after"]) == ("The server is shutting down.", "5")
-        assert server.get("/ready").status == 503
+        said = server.get("/ready")
+        assert (said.status, said.headers["retry-after"]) == (503, "5")
         assert server.get("/health").status == 200
         rest = response.read()
         assert rest.rstrip().endswith(b"data: [DONE]")

@@ -17,6 +17,7 @@ OPENAI = {
     500: "server_error", 503: "server_error", 504: "timeout_error",
 }  # fmt: skip
 ANTHROPIC = OPENAI | {413: "request_too_large", 500: "api_error", 503: "overloaded_error"}
+START_RETRY = 2  # seconds in which an engine has mostly started again
 BRANCHES = ("str", "int", "float", "bool", "constrained-str", "function-")  # pydantic's names for parts of a union
 
 
@@ -68,7 +69,9 @@ def of(error: BaseException) -> ApiError:
         case BusyError():
             return ApiError(503, str(error), code="overloaded", retry_after=error.retry_after)
         case DiedError():
-            return ApiError(503, str(error), code="engine_restarted", retry_after=2)
+            # within a stream there are no headers: the sentence says it
+            why = f"{error} Ask again in {START_RETRY} seconds."
+            return ApiError(503, why, code="engine_restarted", retry_after=START_RETRY)
         case LateError():
             return ApiError(504, str(error), code="timeout")
     return ApiError(500, "Something went wrong inside the server; its log says what, under this request's id.")
@@ -98,4 +101,4 @@ def _names_a_branch(part: object) -> bool:
     return isinstance(part, str) and ("[" in part or part.startswith(BRANCHES) or part[:1].isupper())
 
 
-__all__ = ["Api", "ApiError", "LateError", "TooLongError", "of", "of_validation", "refused"]
+__all__ = ["START_RETRY", "Api", "ApiError", "LateError", "TooLongError", "of", "of_validation", "refused"]

@@ -24,9 +24,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from mull.engine.host import Host
 from mull.serve.app import api_of
 from mull.serve.dialogue import a_name
-from mull.serve.errors import ApiError
+from mull.serve.errors import START_RETRY, ApiError
 from mull.serve.gate import Visit
-from mull.serve.house import House
+from mull.serve.house import DRAIN_RETRY, House
 from mull.serve.metrics import CONTENT_TYPE, Metrics
 
 NAMES = ("localhost", "ip6-localhost")
@@ -124,7 +124,11 @@ class Porch:
             await _say(send, 200, {"status": "ok"})
         elif path == "/ready":
             why = self._unready()
-            await _say(send, 503 if why else 200, {"status": "not ready", "why": why} if why else {"status": "ready"})
+            if why:
+                again = DRAIN_RETRY if self.house.draining else START_RETRY
+                await _say(send, 503, {"status": "not ready", "why": why}, [(b"retry-after", b"%d" % again)])
+            else:
+                await _say(send, 200, {"status": "ready"})
         else:
             self.house.guest(scope)
             await _send(send, 200, self.metrics.page(), CONTENT_TYPE.encode())
@@ -198,8 +202,8 @@ def _headers(error: ApiError) -> Headers:
     return [(name.encode(), value.encode()) for name, value in error.headers.items()]
 
 
-async def _say(send: Send, status: int, what: dict[str, str]) -> None:
-    await _send(send, status, json.dumps(what).encode(), b"application/json")
+async def _say(send: Send, status: int, what: dict[str, str], headers: Headers | None = None) -> None:
+    await _send(send, status, json.dumps(what).encode(), b"application/json", headers)
 
 
 async def _send(send: Send, status: int, body: bytes, kind: bytes | None, headers: Headers | None = None) -> None:
