@@ -26,7 +26,7 @@ T = TypeVar("T")
 class _AtFirst(FailFast):
     """Ends the reading of a list or dict at its first mistake: a million mistakes take a minute to write down."""
 
-    __hash__ = object.__hash__  # parts of unions need one
+    __hash__ = object.__hash__  # pyright: ignore[reportAssignmentType]  # parts of unions need one
 
 
 AT_FIRST = _AtFirst()
