@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import itertools
+import json
 import os
 import re
 import sys
@@ -31,6 +32,8 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from rawhttp import StuckError, ask  # noqa: E402
 from traffic import JSON, Call, LostError, Told, call_of, outcome, told_of  # noqa: E402
+
+from mull.serve.responses import STORED  # noqa: E402
 
 if TYPE_CHECKING:
     from serve_process import Running
@@ -121,16 +124,31 @@ def timed(numbers: Iterator[int], count: int, seconds: float) -> Iterator[int]:
         yield next(numbers)
 
 
+async def fill(port: int, clients: int, tally: Tally) -> None:
+    """The shelf of responses that are kept: it is bounded, but is not to be full only in the midst of the run."""
+    body = {"model": "tiny", "input": "What is 7 + 81? The answer, then: héllo", "max_output_tokens": 6, "seed": 1}
+    call = Call("/v1/responses", json.dumps(body).encode(), "answered")
+    left = iter(range(STORED))
+
+    async def client() -> None:
+        for _ in left:
+            await one(port, call, tally)
+
+    await asyncio.gather(*(client() for _ in range(clients)))
+
+
 async def soak(server: Running, requests: int, clients: int = 24, minutes: float = 0, salt: int = 0) -> Tally:
     port, tally, began = server.port, Tally(), time.monotonic()
+    await fill(port, clients, tally)
     numbers = itertools.count()
-    for _ in range(PARTS):
+    for number in range(1, PARTS + 1):
         part = timed(numbers, requests // PARTS, minutes * 60 / PARTS)
         await drive(port, part, clients, "tiny", tally, salt)
         if (left := await settled(port)) is not None:
             tally.problems.append(left)
         for who, pid in (("server", server.process.pid), ("engine", server.engine())):
             tally.memory.setdefault(who, []).append(memory_of(pid))
+        print(f"{number}/{PARTS}: {tally.outcomes.total()} requests, {len(tally.problems)} problems", file=sys.stderr)
     for who, (before, after) in tally.growth.items():
         if after > before * (1 + GROWTH):
             tally.problems.append(f"the {who}'s memory has grown by {after / before - 1:.1%} since the warm-up")
