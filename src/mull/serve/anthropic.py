@@ -462,8 +462,8 @@ def routes(dialogue: Dialogue) -> APIRouter:
         return reply(await unless_gone(request, answer.whole()))
 
     @router.post("/v1/messages/count_tokens")
-    async def count(body: Count) -> dict[str, Any]:
-        return {"input_tokens": len(await dialogue.aside(dialogue.encode, asked(body)))}
+    async def count(body: Count, request: Request) -> dict[str, Any]:
+        return {"input_tokens": await visit_of(request.scope).counted(asked(body))}
 
     return router
 

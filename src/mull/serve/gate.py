@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from mull.engine.host import BusyError, RefusedError, Ticket
 from mull.serve.dialogue import Ask, Dialogue, Event, merged, used
 from mull.serve.errors import Api
+from mull.types import UserError
 
 Scope = MutableMapping[str, Any]
 
@@ -81,11 +82,23 @@ class Visit:
         self.spent = Spent()
         self.usd: float | None = None
 
+    async def counted(self, ask: Ask) -> int:
+        """Tokens of its prompt. Nothing is drawn and nothing paid, but a request it is, and the house has its say."""
+        self.gate.allow(self.who, ask)
+        try:
+            return len(await self.dialogue.aside(self.dialogue.encode, ask))
+        finally:
+            await self.gate.settle(self.who, self.spent)
+
     async def answer(self, *asks: Ask) -> AsyncGenerator[Event]:
         """Events of the answer, settled behind the last. Several asks: their choices are numbered on.
 
         Raises what Dialogue.answer does, and ApiError where the house refuses.
         """
+        host = self.dialogue.host
+        count, most = sum(max(ask.n, ask.votes) for ask in asks), host.rows + host.queue
+        if count > most:  # the queue would be full for it for ever
+            raise UserError(f"This server has room for at most {most} answers at a time, not {count}.")
         for ask in asks:
             self.gate.allow(self.who, ask)
         asks = tuple(replace(ask, salt=f"{self.who.salt}/{ask.salt}") for ask in asks)

@@ -373,8 +373,8 @@ def routes(dialogue: Dialogue) -> APIRouter:
 
     @router.post("/v1/responses/input_tokens")
     async def count(body: Create, request: Request) -> dict[str, Any]:
-        tokens = await dialogue.aside(dialogue.encode, asked(body, visit_of(request.scope)))
-        return {"object": "response.input_tokens", "input_tokens": len(tokens)}
+        visit = visit_of(request.scope)
+        return {"object": "response.input_tokens", "input_tokens": await visit.counted(asked(body, visit))}
 
     @router.get("/v1/responses/{name}")
     async def retrieve(name: str, request: Request) -> Response:
