@@ -343,7 +343,7 @@ def test_a_stream_that_is_slow_to_begin_is_kept_alive(monkeypatch: pytest.Monkey
     monkeypatch.setattr("mull.serve.sse.PING_AFTER", 0.1)
 
     def app(dialogue: Dialogue) -> FastAPI:
-        async def slow(ask: Ask, tickets: object) -> AsyncGenerator[Event]:
+        async def slow(ask: Ask, tickets: object = None) -> AsyncGenerator[Event]:
             await asyncio.sleep(0.5)
             raise DiedError("It stopped.")
             yield Event(0)
