@@ -9,11 +9,13 @@ from random import Random
 
 import pytest
 import torch
-from small import SHAPES, chat, model_of, tokens_of
+from small import SHAPES, changed, chat, model_of, tokens_of
+from traffic import bits, run, traffic, under_traffic
 
 from mull.engine.answer import Answer
 from mull.engine.core import Core
 from mull.engine.draft import NGrams, Worth
+from mull.engine.thinking import MarkIds
 from mull.model.transformer import Transformer
 from mull.types import Completion, Grammar, Message, Request, Sampling, UserError
 
@@ -27,60 +29,10 @@ def core_of(name: str = "moe", exact: bool = False, rows: int = 8, **more: int) 
     return Core(model.packed() if name.endswith(", packed") else model, chat(), rows, **more)
 
 
-def run(core: Core) -> dict[object, Completion]:
-    """To its end."""
-    ended: dict[object, Completion] = {}
-    while core.busy:
-        for answer in core.step():
-            assert answer.error is None
-            if answer.finish is not None:
-                ended[answer.name] = answer.completion()
-    return ended
-
-
 def one(request: Request, core: Core | None = None) -> Completion:
     core = core or core_of()
     core.add("it", request)
     return run(core)["it"]
-
-
-def bits(answer: Completion) -> tuple[object, ...]:
-    return answer.tokens, answer.logprobs, answer.alternatives, answer.finish, answer.text, answer.reasoning
-
-
-def traffic(count: int, draw: Random) -> list[Request]:
-    """Prompts that share beginnings of many lengths, and options of all kinds."""
-    beginnings = [tokens_of(60, seed) for seed in range(3)]
-    asked = []
-    for i in range(count):
-        prompt = draw.choice(beginnings)[: draw.randrange(1, 60)] + tokens_of(draw.randrange(1, 20), 100 + i)
-        sampling = Sampling(
-            max_tokens=draw.randrange(1, 50), temperature=draw.choice([0.0, 1.0, 0.7]),
-            top_p=draw.choice([1.0, 0.9]), top_k=draw.choice([0, 20]), seed=draw.randrange(3),
-            repetition_penalty=draw.choice([1.0, 1.2]), top_logprobs=draw.choice([0, 2]),
-            thinking_tokens=draw.choice([None, 5]),
-        )  # fmt: skip
-        asked.append(Request(tuple(prompt), sampling, (i,)))
-    return asked
-
-
-def under_traffic(core: Core, asked: list[Request], draw: Random) -> dict[object, Completion]:
-    """They come at random moments; in between come others that are cancelled again."""
-    waiting, ended, strangers = list(enumerate(asked)), {}, 0
-    draw.shuffle(waiting)
-    while waiting or core.busy:
-        if waiting and draw.random() < 0.5:
-            name, request = waiting.pop()
-            core.add(name, request, salt=draw.choice(["", "x"]))
-        if waiting and draw.random() < 0.2:
-            strangers += 1
-            core.add(f"stranger {strangers}", draw.choice(asked))
-        if strangers and draw.random() < 0.2:
-            core.cancel(f"stranger {draw.randrange(strangers) + 1}")
-        for answer in core.step():
-            if answer.finish is not None and isinstance(answer.name, int):
-                ended[answer.name] = answer.completion()
-    return ended
 
 
 @pytest.mark.parametrize("name", ["moe", "mla", "llama", "gqa moe", "qwen2, windowed", "olmoe", "llama, packed"])
@@ -213,6 +165,43 @@ def test_stop_texts_end_an_answer_and_are_no_part_of_it() -> None:
     assert len(answer.tokens) < 60
 
 
+@pytest.mark.parametrize("stop", ["\n\n", "\n\nHuman:", " and", "\n"])
+def test_stop_texts_may_begin_with_blanks(stop: str) -> None:
+    """Though blanks at an answer's end are no part of it: what is told as it comes is what is told at the end."""
+    text = "one\ntwo\n\nHuman: and then"
+    ids = chat().tokenizer.encode(text)
+    request = Request(PLAIN, Sampling(max_tokens=len(ids), thinking=False, stop=(stop,)))
+    answer = Answer("it", request, chat(), MarkIds(chat()), len(ids), listen=True)
+    deltas = []
+    for token in ids:
+        if answer.finish is None:
+            answer.hear(token, 0.0)
+            deltas.append(answer.delta())
+    whole = answer.completion()
+    assert whole.text == text[: text.index(stop)].strip()
+    assert "".join(delta.text for delta in deltas if delta) == whole.text
+    assert (whole.finish, whole.stopped_by) == ("stop", stop)
+
+
+def test_nothing_but_blanks_ends_at_a_stop_of_blanks() -> None:
+    blank = chat().tokenizer.encode("\n")[0]
+    sampling = Sampling(max_tokens=40, thinking=False, stop=("\n\n",), logit_bias=((blank, 100.0),))
+    answer = one(Request(PLAIN, sampling))
+    assert (len(answer.tokens), answer.finish, answer.text) == (2, "stop", "")
+
+
+def test_what_cannot_be_shown_is_told_in_parts() -> None:
+    """A line from the engine's process must not become as long as an answer."""
+    blank = chat().tokenizer.encode("\n")[0]
+    core = core_of("llama")
+    sampling = Sampling(max_tokens=110, logit_bias=((blank, 100.0),), thinking=False)
+    core.add("it", Request(PLAIN[:8], sampling), listen=True)
+    deltas = []
+    while core.busy:
+        deltas += [delta for answer in core.step() if (delta := answer.delta()) is not None]
+    assert [len(delta.tokens) for delta in deltas] == [64, 46]
+
+
 def test_stop_texts_do_not_end_a_thought() -> None:
     sampling = Sampling(max_tokens=60, temperature=1.0, ignore_end=True, seed=3, thinking_tokens=30)
     thought = one(Request(PROMPT, sampling)).reasoning
@@ -340,6 +329,46 @@ def test_broken_logits_are_one_answers_error() -> None:
     assert bad.name == "bad"
     assert "no finite number" in str(bad.error)
     assert len(core.answers) == core.scheduler.pages.used == 0
+
+
+def test_a_draw_that_fails_costs_others_nothing() -> None:
+    core = core_of()
+    one(Request(tuple(tokens_of(50)), Sampling(max_tokens=2)), core)
+    everything = tuple((token, -float("inf")) for token in range(300))
+    core.add("bad", Request(PLAIN, Sampling(logit_bias=everything)))
+    core.add("good", Request(tuple(tokens_of(50)), Sampling(max_tokens=9, ignore_end=True)))
+    told: list[Answer] = []
+    while core.busy:
+        told += core.step()
+    assert {answer.name for answer in told if answer.error} == {"bad"}
+    assert one(Request(tuple(tokens_of(50)), Sampling(max_tokens=2)), core).cached_tokens == 48
+
+
+def test_rows_come_back_when_memory_has_sufficed_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mull.engine.core.STRAINED", 10)
+    core = core_of(rows=8)
+    for i in range(8):
+        core.add(i, Request(tuple(tokens_of(9, i)), Sampling(max_tokens=30, ignore_end=True)))
+    core.step()
+    monkeypatch.setattr(core.decoder, "step", lambda *_: (_ for _ in ()).throw(MemoryError()))
+    core.step()
+    assert core.stats()["rows"] == 4
+    assert len(run(core)) == 8
+    assert core.stats()["rows"] == 8
+
+
+def test_one_long_answer_does_not_keep_all_rows_long() -> None:
+    core = Core(model_of(changed(SHAPES["llama"], max_length=4096), std=0.1), chat(), 8)
+    one(Request(tuple(tokens_of(3000)), Sampling(max_tokens=3, ignore_end=True)), core)
+    assert core.decoder is not None
+    assert core.decoder.rows.length > 3000
+    short = [Request(tuple(tokens_of(20, i)), Sampling(max_tokens=12, ignore_end=True)) for i in range(6)]
+    for i, request in enumerate(short):
+        core.add(i, request)
+    ended = run(core)
+    assert core.decoder.rows.length <= 512
+    fresh = Core(core.model, chat(), 8)
+    assert [ended[i].tokens for i in range(6)] == [one(request, fresh).tokens for request in short]
 
 
 # told as it comes

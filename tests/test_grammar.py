@@ -148,7 +148,15 @@ def test_json_is_an_object(grammars: Grammars) -> None:
 @pytest.mark.parametrize(
     "expression",
     [
-        "[a-c]{3}", "(yes|no)( 👍)?", "\\d+(\\.\\d+)?", "a.c", ".{1,4}", "[^x]{2}", "\\w+\\s\\w+", "(ab)*", "\\{\\}",
+        "[a-c]{3}",
+        "(yes|no)( 👍)?",
+        "\\d+(\\.\\d+)?",
+        "a.c",
+        ".{1,4}",
+        "[^x]{2}",
+        "\\w+\\s\\w+",
+        "(ab)*",
+        "\\{\\}",
         "ü+|[α-ω]",
     ],
 )
@@ -360,3 +368,20 @@ def test_a_published_model_keeps_forms() -> None:
                 assert jsonschema_rs.validator_for(SCHEMAS[name]).is_valid(read(answer)), answer
     finally:
         made.close()
+
+
+def test_a_form_that_takes_too_long_to_keep_ends_its_answer(
+    grammars: Grammars, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mull.engine.grammar.ALLOWED", 0.0)
+    monkeypatch.setattr("mull.engine.grammar.ALLOWED_EACH", 0.0)
+    matcher = Matcher(grammars.compile(Grammar("regex", "a+")))
+    matcher.mask(torch.zeros(VOCAB))
+    said = matcher.accept(grammars.tokenizer.encode("a")[0])
+    assert said is not None and "too long to keep" in said and said.endswith(".")
+
+
+def test_a_token_outside_the_form_is_told(grammars: Grammars) -> None:
+    matcher = Matcher(grammars.compile(Grammar("regex", "a+")))
+    assert matcher.accept(grammars.tokenizer.encode("a")[0]) is None
+    assert "left its form" in str(matcher.accept(grammars.tokenizer.encode("b")[0]))

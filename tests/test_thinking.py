@@ -194,6 +194,23 @@ def test_while_a_thought_may_still_be_opened_no_grammar_forbids_it() -> None:
     assert answer.thought.over and answer.thought.exempt() == ()
 
 
+def test_half_a_character_begins_an_answer() -> None:
+    first, *_ = other("house").tokenizer.encode("你")
+    for before in ("", "\n"):
+        answer = Answer("answer opens", Sampling(grammar=Grammar("json")))
+        for token in (*other("house").tokenizer.encode(before), first):
+            assert answer.say(token)
+        assert answer.thought.exempt() == ()  # what comes next is text, whatever it is
+
+
+def test_a_token_does_not_close_a_thought_and_begin_an_answer_of_a_given_form() -> None:
+    ids = MarkIds(other("spelt, opened"))
+    ids._texts = ["<", "/think>", "k> \n", "k>Hello"]  # those of an imagined vocabulary
+    assert ids.spilling(len("</thin")) == (3,)
+    assert ids.spilling(0) == ()
+    assert MarkIds(other("house")).spilling(0) == ()
+
+
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 20), st.integers(1, 20))
 def test_max_tokens_cuts_a_thought_and_forces_nothing(budget: int, count: int) -> None:

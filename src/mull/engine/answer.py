@@ -17,6 +17,7 @@ from mull.text.stops import StopTexts
 from mull.text.thoughts import Listener, Verbatim
 from mull.types import Completion, Delta, Finish, Request
 
+UNTOLD = 64  # tokens of which nothing can be shown: they are told then, so that no Delta is long
 Alternatives = tuple[tuple[int, float], ...]
 
 
@@ -64,11 +65,15 @@ class Answer:
             self.listener = chat.listener(sampling.thinking, request.tokens)
             self.thought = Thought(sampling, self.listener, marks) if guided else None
         self.stop_texts = StopTexts(sampling.stop)
+        if self.listener is not None:
+            self.listener.stop_at(self.stop_texts)
         self.tally = Tally(request.tokens) if penalised(sampling) else None
         self._reasoning: list[str] = []
         self._text: list[str] = []
         self._news = _News()
         self.guesser: Guesser | None = None  # where drafts are tried
+        self.followed = False  # the model's MTP layer looks ahead of it
+        self.ahead: int | None = None  # its guess at the next token
 
     @property
     def key(self) -> tuple[int, ...]:
@@ -80,7 +85,7 @@ class Answer:
         at = len(self.tokens)
         points = [uniform(self.stream, at + i) if sampling.temperature > 0 else 0.0 for i in range(rows)]
         if (thought := self.thought) is None:
-            return [Draw(sampling, point, tally=self.tally) for point in points]
+            return [Draw(sampling, point, tally=self.tally, grammar=self.matcher) for point in points]
         assert rows <= thought.steady()
         forced, banned = thought.forced(), thought.banned()
         if self.matcher is None or thought.heard.thinking:
@@ -88,9 +93,14 @@ class Answer:
         assert rows == 1
         return [Draw(sampling, points[0], forced, self.tally, banned, self.matcher, thought.exempt())]
 
+    @property
+    def foreseeable(self) -> bool:
+        """Whether it ever has tokens that may be guessed ahead."""
+        return self.tally is None and self.matcher is None
+
     def guessable(self) -> int:
         """Tokens that may be guessed ahead: nothing that is decided anew at each of them may be under way."""
-        if self.tally is not None or self.matcher is not None:
+        if not self.foreseeable:
             return 0
         room = self.limit - len(self.tokens) - 1
         return room if self.thought is None else min(room, self.thought.steady() - 1)
@@ -109,10 +119,11 @@ class Answer:
         if self.tally is not None:
             self.tally.hear(token)
         if self.listener is not None:
-            said = not (self.listener.thinking or token in self.stops)
+            meant = self.thought is None or self.thought.forced() is None  # else it opens or closes a thought
+            said = meant and not (self.listener.thinking or token in self.stops)
             self._say(*self.listener.hear(token))
             if self.matcher is not None and said and not self.listener.thinking:
-                self.matcher.accept(token)
+                self.error = self.matcher.accept(token)
         if self.thought is not None:
             self.thought.hear(token)
         if self.stop_texts.hit is not None:
@@ -123,7 +134,6 @@ class Answer:
             self.end("length")
 
     def _say(self, reasoning: str, text: str) -> None:
-        text = self.stop_texts.feed(text)
         if reasoning:
             self._reasoning.append(reasoning)
             self._news.reasoning.append(reasoning)
@@ -136,11 +146,7 @@ class Answer:
         self.seconds = time.perf_counter() - self.began
         if self.listener is not None:
             self._say(*self.listener.end())
-            if self.stop_texts.hit is None:
-                held = self.stop_texts.flush()
-                self._text.append(held)
-                self._news.text.append(held)
-            else:  # what was held back may have completed one
+            if self.stop_texts.hit is not None:  # what was held back may have completed one
                 self.finish, self.stopped_by = "stop", self.stop_texts.hit
 
     def take_up(self, tokens: list[int], logprobs: list[float], routes: list[int]) -> None:
@@ -152,7 +158,7 @@ class Answer:
     def delta(self, version: int = 0) -> Delta | None:
         """What is new, with the completion where it has ended; None where nothing can be shown yet."""
         news = self._news
-        if not (news.reasoning or news.text or self.finish):
+        if not (news.reasoning or news.text or self.finish or len(self.tokens) - news.at >= UNTOLD):
             return None
         begin, self._news = news.at, _News(at=len(self.tokens))
         return Delta(

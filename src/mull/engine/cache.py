@@ -33,9 +33,9 @@ def entry_shapes(cfg: ModelConfig) -> list[tuple[int, int]]:
     return [(1, cfg.kv_rank + cfg.rope_dim)] if cfg.latent else [(cfg.kv_heads, cfg.head_dim)] * 2
 
 
-def token_bytes(cfg: ModelConfig, dtype: torch.dtype) -> int:
-    """What one token takes in the cache."""
-    return cfg.layers * sum(h * x for h, x in entry_shapes(cfg)) * dtype.itemsize
+def token_bytes(cfg: ModelConfig, dtype: torch.dtype, more: int = 0) -> int:
+    """What one token takes in the cache, with `more` layers."""
+    return (cfg.layers + more) * sum(h * x for h, x in entry_shapes(cfg)) * dtype.itemsize
 
 
 def zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -50,13 +50,14 @@ def zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> T
 
 
 class Pool:
-    """The pages of all layers: none, before there is room for some."""
+    """The pages of all layers: none, before there is room for some. `more` layers behind the model's own have pages
+    only, no rows."""
 
-    def __init__(self, cfg: ModelConfig, device: torch.device, dtype: torch.dtype):
+    def __init__(self, cfg: ModelConfig, device: torch.device, dtype: torch.dtype, more: int = 0):
         self.shapes, self.layers, self.device, self.dtype = entry_shapes(cfg), cfg.layers, device, dtype
         self.heads = self.shapes[0][0]
         self.pages = 0
-        self.store: list[list[Tensor]] = [[] for _ in range(self.layers)]
+        self.store: list[list[Tensor]] = [[] for _ in range(self.layers + more)]
 
     def reserve(self, pages: int) -> None:
         """Room for so many; what there is stays."""

@@ -17,10 +17,10 @@ import torch
 
 from mull.engine.answer import Answer
 from mull.engine.decoder import Decoder, Said
-from mull.engine.draft import Costs, Guesser
+from mull.engine.draft import Costs, Guesser, Outlook
 from mull.engine.grammar import Compiled, Grammars, Matcher
 from mull.engine.pages import PAGE, Pages
-from mull.engine.sampler import draw
+from mull.engine.sampler import BROKEN, draw
 from mull.engine.scheduler import Part, Scheduler
 from mull.engine.thinking import MarkIds
 from mull.engine.tokenlog import Drawn
@@ -30,6 +30,7 @@ from mull.types import Request, UserError
 
 T = TypeVar("T")
 COUNTED = ("steps", "prompt_tokens", "cached_tokens", "generated_tokens", "drafted", "accepted")
+STRAINED = 500  # steps
 PAUSE = 0.05  # seconds to wait for a grammar where nothing else is to be done
 FEW, MANY = 64, 1 << 24  # pages: so many to begin with, and as many as memory holds
 
@@ -70,13 +71,16 @@ class Core:
     ):  # fmt: skip
         self.model, self.chat, self.say = model, chat, say
         self._pages = partial(Pages, pages or FEW, pages or MANY)
-        self._decoder = partial(Decoder, model, fp32=fp32, routes=routes)
+        ahead = drafts and len(model.mtp) > 0
+        self._decoder = partial(Decoder, model, fp32=fp32, routes=routes, ahead=ahead)
+        self.most, self.strained = rows, 0  # rows; steps until more of them are tried again
         self.scheduler = Scheduler(rows, self._pages(), chunk, prefill)
         self.decoder: Decoder | None = None
         self.marks = MarkIds(chat)
         self.grammars = grammars or Grammars(chat.tokenizer, model.cfg.vocab)
         self.compiling: list[tuple[Future[Compiled], Answer]] = []
         self.costs = Costs() if drafts else None
+        self.outlook = Outlook(self.costs) if self.costs is not None and ahead else None
         self.answers: dict[Hashable, Answer] = {}
         self.counts = dict.fromkeys(COUNTED, 0)
 
@@ -119,6 +123,7 @@ class Core:
         """What it has so far, ended; None where there is no such request (any more)."""
         answer = self.answers.pop(name, None)
         if answer is not None:
+            self._count(answer)
             self.compiling = [(future, one) for future, one in self.compiling if one is not answer]
             self.scheduler.leave(answer.job)
             answer.end("cancelled")
@@ -156,13 +161,20 @@ class Core:
         if self.costs is not None and len(said.logits_BV) == sum(part.count for part in parts):  # no prompts among them
             self.costs.tell(len(said.logits_BV), time.perf_counter() - began)
         self.counts["steps"] += 1
+        if self.strained:
+            self.strained -= 1
+            if not self.strained and self.scheduler.rows < self.most:
+                self.scheduler.rows = min(self.most, 2 * self.scheduler.rows)
+                self.strained = STRAINED
         heard = self._draw([part for part in parts if part.draws], said)
         self.scheduler.computed(parts)
         for answer in heard:
             if answer.finish or answer.error:
                 self._leave(answer)
-        if any(answer.error for answer in heard):  # numbers that are none must not be in anybody's sight
+        if any(answer.error == BROKEN for answer in heard):  # numbers that are none must be in nobody's sight
             self._anew()
+        elif self.outlook is not None:
+            self._look_ahead(self.outlook, parts, len(heard))
         return failed + heard
 
     def _decode(self, parts: Sequence[Part]) -> Said:
@@ -191,22 +203,54 @@ class Core:
                 if answer.finish or guess != drawn.tokens[row]:
                     break
             at += size
-            if answer.guesser is not None:
-                answer.guesser.hear(answer.tokens[before:])
             self.counts["drafted"] += len(draft)
-            self.counts["accepted"] += max(0, len(answer.tokens) - before - 1)
+            self._learn(answer, answer.tokens[before:])
         return answers
+
+    def _learn(self, answer: Answer, tokens: list[int]) -> None:
+        """What came of guesses, where there were any."""
+        if answer.guesser is not None:
+            answer.guesser.hear(tokens)
+        if answer.ahead is not None and self.outlook is not None and tokens:
+            self.outlook.heard(tokens[0] == answer.ahead)
+        answer.ahead = None
+        self.counts["accepted"] += max(0, len(tokens) - 1)
 
     def _guess(self) -> None:
         """Drafts for those who decode, where they are seen to pay."""
         assert self.costs is not None
         running = [job for job in self.scheduler.running if job.left == 1]
+        ahead = self.outlook is not None and self.outlook.wanted
         for job in running:
             answer = job.name
             assert isinstance(answer, Answer)
             if answer.guesser is None:
                 answer.guesser = Guesser(self.costs, job.tokens)
-            job.draft = answer.guesser.guess(len(running), answer.guessable())
+            job.draft = answer.guesser.guess(len(running), answer.guessable(), answer.ahead if ahead else None)
+
+    def _look_ahead(self, outlook: Outlook, parts: Sequence[Part], drew: int) -> None:
+        """Guesses by the model's own MTP layer for the next step, where they pay. It follows those who joined while
+        they do: of others it lacks what came before."""
+        for part in parts:
+            answer = self._of(part)
+            answer.followed = outlook.on and (answer.foreseeable if part.joins else answer.followed)
+        followed = [part for part in parts if self._of(part).followed and part.job.done > part.begin]
+        began = time.perf_counter()
+        if followed and afforded(partial(self._ahead, followed)) is None:
+            self.outlook = None
+        outlook.tell(drew, time.perf_counter() - began if followed else None)
+
+    def _ahead(self, followed: Sequence[Part]) -> bool:
+        """As they are drawn, with the randomness that the next token will have: likelier to be right than the
+        likeliest."""
+        assert self.decoder is not None
+        guessed = [self._of(part) for part in followed if part.job.left == 1 and self._of(part).guessable() > 0]
+        logits_BV = self.decoder.ahead(followed, [answer.job for answer in guessed])
+        if guessed:
+            drawn = draw(logits_BV, [answer.draws(1)[0] for answer in guessed])
+            for answer, token in zip(guessed, drawn.tokens, strict=True):
+                answer.ahead = token if token >= 0 else None
+        return True
 
     def _of(self, part: Part) -> Answer:
         answer = part.job.name
@@ -216,11 +260,16 @@ class Core:
     def _leave(self, answer: Answer) -> None:
         self.scheduler.leave(answer.job)
         del self.answers[answer.name]
-        self.counts["prompt_tokens"] += len(answer.request.tokens)
-        self.counts["cached_tokens"] += answer.job.found or 0
+        self._count(answer)
+
+    def _count(self, answer: Answer) -> None:
+        if answer.job.found is not None:
+            self.counts["prompt_tokens"] += len(answer.request.tokens)
+            self.counts["cached_tokens"] += answer.job.found
 
     def _halve(self) -> list[Answer]:
-        """Half as many rows from now on, over an empty cache. An answer that does not fit alone gets an error."""
+        """Half as many rows for some time, over an empty cache. An answer that does not fit alone gets an error."""
+        self.strained = STRAINED
         running = self.scheduler.running
         rows, longest = len(running), max(len(job.tokens) for job in running)
         failed: list[Answer] = []
@@ -245,7 +294,7 @@ class Core:
         """Gauges and counters for /metrics."""
         pages = self.scheduler.pages
         return {
-            "running": len(self.scheduler.running), "waiting": len(self.scheduler.waiting),
+            "rows": self.scheduler.rows, "running": len(self.scheduler.running), "waiting": len(self.scheduler.waiting),
             "pages_total": pages.limit - 1, "pages_used": pages.used, "pages_cached": pages.idle,
             "preemptions_total": self.scheduler.preemptions,
             **{f"{name}_total": count for name, count in self.counts.items()},

@@ -6,6 +6,9 @@ randomness of a token depends on its position alone, so guesses change how fast 
 `NGrams` guesses that what followed the last few tokens before follows them again (prompt lookup: Saxena 2023;
 arXiv 2304.04487). `Costs` learns from the engine's steps what a row more takes, `Worth` for one answer how often
 guesses were right; drafts are as long as these two say, which is often not at all.
+
+Where it proposes nothing, the model's own MTP layer may have a guess at one token (arXiv 2412.19437, 5.4.3). It costs
+a pass whether or not it is right; `Outlook` says whether that pays.
 """
 
 from __future__ import annotations
@@ -19,6 +22,10 @@ MEMORY = 0.95  # of what was learnt, at each step
 SPREAD = 1e-4  # of rows' squares: steps of numbers of rows that differ less say nothing of a row's cost
 DOUBT = 16, 1024  # tokens of an answer without a draft before the next attempt, at first and at most
 ATTEMPT = 2  # tokens that are guessed then
+TRIAL = 64  # guesses of the model's own before they are judged
+LONG = 0.995  # of what they saved and took is remembered, at each step
+REST = 512, 16_384  # steps before they are asked for again, at first and at most
+PLAIN = 32  # one step of so many goes without them: what a row costs is seen where steps differ
 
 
 class NGrams:
@@ -71,8 +78,12 @@ class Costs:
         """What one more costs, in steps of so many; None where no two steps were different yet."""
         if self._slope is None:
             return None
-        step = (self._seconds + self._slope * (rows * self._n - self._rows)) / self._n
+        step = self.seconds(rows)
         return self._slope / step if step > 0 else None
+
+    def seconds(self, rows: int) -> float:
+        """Of a step of so many."""
+        return (self._seconds + (self._slope or 0.0) * (rows * self._n - self._rows)) / self._n if self._n else 0.0
 
 
 class Worth:
@@ -127,12 +138,12 @@ class Guesser:
         self.worth, self.grams = Worth(costs), NGrams(prompt)
         self._drafted = 0
 
-    def guess(self, rows: int, most: int) -> list[int]:
-        """At most `most` tokens, for a step of `rows` rows without them."""
+    def guess(self, rows: int, most: int, ahead: int | None = None) -> list[int]:
+        """At most `most` tokens, for a step of `rows` rows without them; `ahead` is the model's own guess."""
         count = self.worth.length(rows, most) if most > 0 else 0
         guessed = self.grams.propose(count) if count else []
         self._drafted = len(guessed)
-        return guessed
+        return guessed if guessed or ahead is None or most < 1 else [ahead]
 
     def hear(self, tokens: Iterable[int]) -> None:
         """What the step drew: guesses that were right, and one token more."""
@@ -143,4 +154,54 @@ class Guesser:
         self._drafted = 0
 
 
-__all__ = ["Costs", "Guesser", "NGrams", "Worth"]
+class Outlook:
+    """Whether the model's own guesses pay, of all answers together: seconds that they save against seconds they take.
+
+    Every guess counts, drafted or not: a right one saves an answer its part of a step, and each costs a row more.
+    Where it does not pay no one is asked for, but in attempts that become rarer.
+    """
+
+    def __init__(self, costs: Costs):
+        self.costs = costs
+        self.on = True
+        self.passes = 0
+        self.guesses = 0  # since it was switched on
+        self._new = self._right = 0  # of them, those of this step
+        self._saved = self._spent = 0.0
+        self._steps = 0  # since it was switched on or off
+        self._rest = REST[0]
+
+    @property
+    def wanted(self) -> bool:
+        """Whether guesses are to be drafted in the next step."""
+        return self._steps % (2 if self.costs.of_a_row(1) is None else PLAIN) != 0
+
+    def heard(self, right: bool) -> None:
+        """What came of a guess."""
+        self.guesses += 1
+        self._new += 1
+        self._right += right
+
+    def tell(self, rows: int, seconds: float | None) -> None:
+        """A step is over, of `rows` answers, whose guesses were heard of; and how long it took to make the next ones,
+        None where none were made."""
+        self._steps += 1
+        new, right, self._new, self._right = self._new, self._right, 0, 0
+        if not self.on:
+            if self._steps >= self._rest:
+                self._switch(True)
+            return
+        self.passes += seconds is not None
+        step = self.costs.seconds(rows)
+        saved = right * step / rows - new * (self.costs.seconds(rows + 1) - step) if rows else 0.0
+        self._saved = self._saved * LONG + saved
+        self._spent = self._spent * LONG + (seconds or 0.0)
+        if self.guesses >= TRIAL and self._saved < self._spent:
+            self._rest = REST[0] if self._steps > REST[0] else min(2 * self._rest, REST[1])
+            self._switch(False)
+
+    def _switch(self, on: bool) -> None:
+        self.on, self.guesses, self._steps, self._saved, self._spent = on, 0, 0, 0.0, 0.0
+
+
+__all__ = ["Costs", "Guesser", "NGrams", "Outlook", "Worth"]

@@ -144,7 +144,8 @@ class LocalEngine:
                 if answer.finish is not None:
                     answer.seconds = earlier + seconds
                     yield int(str(answer.name)), answer.completion(self.version)
-        self.max_rows = core.scheduler.rows  # fewer where memory did not suffice
+        if core.strained:  # memory did not suffice
+            self.max_rows = core.scheduler.rows
 
     @staticmethod
     def _sound(answer: Answer) -> None:

@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -44,6 +45,7 @@ EXPRESSION, EBNF = 4096, 1 << 16  # letters
 CHOICES, CHOICE_BYTES = 1024, 1 << 16
 BLANKS = 24  # in a row, between the parts of JSON: models are known to write nothing else for ever
 WALK = 200  # tokens
+ALLOWED, ALLOWED_EACH = 2.0, 0.005  # seconds of CPU time that an answer's form may take, and for each of its tokens
 CONTROL = re.compile(rb"[\x00-\x09\x0b-\x1f]")  # JSON needs none; xgrammar lets them into texts of bounded length
 NAMES = {
     "json": "JSON mode", "json_schema": "The JSON schema", "regex": "The regular expression", "choice": "The choice",
@@ -279,6 +281,8 @@ class Matcher:
         self._bits = xgrammar.allocate_token_bitmask(1, compiled.info.vocab_size)
         self._stops: list[int] = compiled.info.stop_token_ids
         self._never = list(compiled.never)
+        self._seconds, self._count = 0.0, 0
+        self.error: str | None = None
 
     @property
     def done(self) -> bool:
@@ -287,6 +291,11 @@ class Matcher:
 
     def mask(self, logits_V: Tensor) -> None:
         """-inf for every token that cannot come next, in place; stop tokens can where the answer may end."""
+        begun = time.thread_time()
+        self._mask(logits_V)
+        self._seconds += time.thread_time() - begun
+
+    def _mask(self, logits_V: Tensor) -> None:
         if self.done:
             kept = logits_V[self._stops].clone()
             logits_V.fill_(-float("inf"))
@@ -295,11 +304,16 @@ class Matcher:
             self._apply(logits_V[None], self._bits.to(logits_V.device))
             logits_V[self._never] = -float("inf")
 
-    def accept(self, token: int) -> None:
-        """The token that came next, as the mask allowed it."""
-        if not self.done:
-            taken = self._inner.accept_token(token)
-            assert taken, f"the grammar did not allow token {token}"
+    def accept(self, token: int) -> str | None:
+        """The token that came next; what is wrong where the form cannot be kept from here on."""
+        begun = time.thread_time()
+        if not self.done and not self._inner.accept_token(token):
+            self.error = f"The answer left its form at token {token}."
+        self._seconds += time.thread_time() - begun
+        self._count += 1
+        if self._seconds > ALLOWED + ALLOWED_EACH * self._count:
+            self.error = "The answer's form takes too long to keep; make it simpler, and a grammar unambiguous."
+        return self.error
 
 
 def main(seconds: int) -> None:

@@ -5,6 +5,9 @@ phrase, which counts, and the mark that ends thoughts, which does not. A budget 
 it; one of 0 ends the thought where it begins. The mark is the vocabulary's special token, never its letters; a
 vocabulary without one has them spelt out, and the model knows no better either.
 
+An answer of a given form may open a thought where one token does that. Where marks are spelt out, and the prompt does
+not open the thought, it has none, unless `min_thinking_tokens` asks for one: letters of a mark are letters of no form.
+
 Below `min_thinking_tokens` the model can neither end its thought nor its answer; an answer that would open none opens
 one. Where the two contradict each other the budget holds. `max_tokens` ends an answer wherever it is: nothing is forced
 to make room for an end before that.
@@ -41,6 +44,11 @@ class Heard(Protocol):
         """So many letters of the closing mark may have been written."""
         ...
 
+    @property
+    def broken(self) -> bool:
+        """Whether half a character may be held back: then the answer has begun, though it is not known yet."""
+        ...
+
 
 class MarkIds:
     """How a model's marks are written in tokens. One per model.
@@ -58,6 +66,7 @@ class MarkIds:
         self.tokenizer = tokenizer
         self.phrase = lru_cache(64)(self._phrase)
         self.completing = lru_cache(len(self.marks.close))(self._completing)
+        self.spilling = lru_cache(len(self.marks.close))(self._spilling)
         self._texts: list[str] | None = None
 
     def _phrase(self, text: str) -> tuple[int, ...]:
@@ -71,6 +80,14 @@ class MarkIds:
             self._texts = [self.tokenizer.decode([token]) for token in range(self.tokenizer.vocab_size)]
         begun = self.marks.close[:held]
         return tuple(token for token, text in enumerate(self._texts) if self.marks.close in begun + text)
+
+    def _spilling(self, held: int) -> tuple[int, ...]:
+        """Those of them that begin the answer too, whose form did not have a say."""
+        if self.special:
+            return ()
+        closing, begun = self.completing(held), self.marks.close[:held]
+        assert self._texts is not None
+        return tuple(token for token in closing if (begun + self._texts[token]).partition(self.marks.close)[2].strip())
 
 
 class Thought:
@@ -108,12 +125,12 @@ class Thought:
         if self.heard.thinking and self._count < self.least:
             return (*self.ids.completing(self.heard.held), *self.stops)
         if self.heard.thinking and self.formed:
-            return self.stops
+            return (*self.ids.spilling(self.heard.held), *self.stops)
         return self.ids.open if self._cut and self.over and self.ids.special else ()
 
     def exempt(self) -> tuple[int, ...]:
         """Tokens that no grammar forbids, where the answer may still open a thought."""
-        return self.ids.open if self.heard.undecided and self.ids.special else ()
+        return self.ids.open if self.heard.undecided and self.ids.special and not self.heard.broken else ()
 
     def steady(self) -> int:
         """For so many tokens, the next one included, `forced` and `banned` stay what they are now.
@@ -125,6 +142,8 @@ class Thought:
         ends = ALWAYS if self.budget is None or self.over else self.budget - len(self.phrase) - self._count
         if self.heard.thinking and self._count < self.least:
             ends = min(ends, self.least - self._count) if self.ids.special else 1
+        if self.heard.thinking and self.formed and not self.ids.special:
+            ends = 1
         return max(ends, 1)
 
     def hear(self, token: int) -> None:

@@ -61,10 +61,11 @@ def load(options: dict[str, Any]) -> Core:
             raise UserError(f"The engine has no option {name!r}; it has {', '.join(OPTIONS)}.")
     dist.settle()
     folder, rows = Path(options["model"]), int(options.get("rows", 16))
-    model = load_model(folder, dist.device(options.get("device", "auto")), mtp=False)
+    drafts = bool(options.get("drafts", True))
+    model = load_model(folder, dist.device(options.get("device", "auto")), mtp=drafts)
     model.exactly(bool(options.get("exact"))).packed()
     pages = options.get("pages") or _pages(model, rows, options.get("cache_gb"))
-    core = Core(model, Chat.load(folder), rows, int(pages), drafts=bool(options.get("drafts", True)))
+    core = Core(model, Chat.load(folder), rows, int(pages), drafts=drafts)
     core.add("first", Request((0,), Sampling(max_tokens=1)), salt="first")  # who asks first should not wait longer
     while core.busy:
         for answer in core.step():
@@ -76,7 +77,7 @@ def load(options: dict[str, Any]) -> Core:
 def _pages(model: Transformer, rows: int, gigabytes: float | None) -> int:
     """For twice what all rows can hold, so that prompts stay known; within the memory that is given or is there."""
     given = float(gigabytes) * 1e9 if gigabytes else free_memory(model.device) * SHARE
-    most = given / (PAGE * token_bytes(model.cfg, torch.float32))
+    most = given / (PAGE * token_bytes(model.cfg, torch.float32, more=bool(model.mtp)))
     wanted = 2 * rows * -(-model.cfg.max_length // PAGE)
     if most < 2:
         raise UserError(f"{given / 1e9:.2g} GB do not suffice for a cache; give engine.cache_gb more.")

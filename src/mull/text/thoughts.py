@@ -13,6 +13,7 @@ from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 
 from mull.text.pieces import Pieces
+from mull.text.stops import StopTexts
 from mull.text.tokenizer import END_THINK, THINK
 
 
@@ -118,6 +119,20 @@ class _Trimmed:
         return whole
 
 
+class _Stopped(_Trimmed):
+    """The same up to a stop text, which may itself be blanks."""
+
+    def __init__(self, stop: StopTexts):
+        super().__init__(None)
+        self.stop = stop
+
+    def feed(self, text: str) -> str:
+        return super().feed(self.stop.feed(text))
+
+    def flush(self) -> str:
+        return super().feed(self.stop.flush())
+
+
 class Listener:
     """Hears an answer's tokens; what it says of them all together is what `Chat.parse` says.
 
@@ -136,7 +151,12 @@ class Listener:
         self.thinking, self.undecided, self.thinking_tokens = opened, may_think, 0
         self._at, self._starts = 0, deque[int]()  # of the text; of tokens that may turn out to be the closing mark's
         self._blanks: list[str] | None = [] if opened or may_think else None  # before anything else
-        self._reasoning, self._content = _Trimmed("\n"), _Trimmed(None)
+        self._half = False
+        self._reasoning, self._content = _Trimmed("\n"), _Trimmed(None)  # `stop_at` may change the second
+
+    def stop_at(self, stop: StopTexts) -> None:
+        """The answer ends where a text does that `stop` looks for; a thought does not."""
+        self._content = _Stopped(stop)
 
     @property
     def pending(self) -> int:
@@ -147,6 +167,11 @@ class Listener:
     def held(self) -> int:
         """How many letters of a spelt mark may be written already."""
         return 0 if self.parser is None else self.parser.held
+
+    @property
+    def broken(self) -> bool:
+        """Whether a token may have ended within a character: then the answer has begun, whatever comes."""
+        return self._half
 
     def hear(self, token: int) -> tuple[str, str]:
         """(new reasoning, new content)."""
@@ -159,13 +184,17 @@ class Listener:
         if token == self.opens and self._blanks is not None:
             return self._open(token)
         self.thinking_tokens += self.thinking
-        return self._say(self.pieces.feed(token))
+        text = self.pieces.feed(token)
+        if self.undecided:
+            alone = self.spelling()
+            self._half |= alone.feed(token) + alone.flush() != text
+        return self._say(text)
 
     def end(self) -> tuple[str, str]:
         """What was held back."""
         reasoning, content = self._say(self.pieces.flush(), last=True) if self.parser is None else self._last()
         self.undecided = False
-        return reasoning, content
+        return reasoning, content + (self._content.flush() if isinstance(self._content, _Stopped) else "")
 
     def _say(self, text: str, last: bool = False) -> tuple[str, str]:
         if self._blanks is not None:
@@ -218,16 +247,19 @@ class Verbatim:
     """Hears text that goes on behind a prompt, as a Listener does: without thoughts, and no blank is taken away."""
 
     def __init__(self, pieces: Pieces, stops: Container[int]):
-        self.pieces, self.stops = pieces, stops
+        self.pieces, self.stops, self.stop = pieces, stops, StopTexts(())
         self.thinking, self.undecided, self.thinking_tokens = False, False, 0
         self.opens: int | None = None
         self.closes: int | None = None
 
     def hear(self, token: int) -> tuple[str, str]:
-        return "", "" if token in self.stops else self.pieces.feed(token)
+        return "", "" if token in self.stops else self.stop.feed(self.pieces.feed(token))
 
     def end(self) -> tuple[str, str]:
-        return "", self.pieces.flush()
+        return "", self.stop.feed(self.pieces.flush()) + self.stop.flush()
+
+    def stop_at(self, stop: StopTexts) -> None:
+        self.stop = stop
 
 
 __all__ = ["MARKS", "Listener", "Marks", "Parser", "Verbatim", "marks_of"]
