@@ -137,7 +137,9 @@ async def fill(port: int, clients: int, tally: Tally) -> None:
     await asyncio.gather(*(client() for _ in range(clients)))
 
 
-async def soak(server: Running, requests: int, clients: int = 24, minutes: float = 0, salt: int = 0) -> Tally:
+async def soak(
+    server: Running, requests: int, clients: int = 24, minutes: float = 0, salt: int = 0, growth: float = GROWTH
+) -> Tally:  # fmt: skip
     port, tally, began = server.port, Tally(), time.monotonic()
     await fill(port, clients, tally)
     numbers = itertools.count()
@@ -150,7 +152,7 @@ async def soak(server: Running, requests: int, clients: int = 24, minutes: float
             tally.memory.setdefault(who, []).append(memory_of(pid))
         print(f"{number}/{PARTS}: {tally.outcomes.total()} requests, {len(tally.problems)} problems", file=sys.stderr)
     for who, (before, after) in tally.growth.items():
-        if after > before * (1 + GROWTH):
+        if after > before * (1 + growth):
             tally.problems.append(f"the {who}'s memory has grown by {after / before - 1:.1%} since the warm-up")
     if restarts := (await metrics(port)).get("mull_engine_restarts_total"):
         tally.problems.append(f"the engine died {restarts:g} times")

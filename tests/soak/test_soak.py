@@ -51,7 +51,8 @@ def test_nothing_is_lost_stuck_or_kept(folder: Path, tmp_path: Path, monkeypatch
     for name, value in FRUGAL.items():
         monkeypatch.setenv(name, value)
     with running(folder, tmp_path, "--exact", "--queue", "24") as server:
-        tally = asyncio.run(soak(server, 2000))
+        # what huge bodies leave in the heap settles within thousands: soak.py's ten thousand are held to 5 %
+        tally = asyncio.run(soak(server, 2000, growth=0.2))
     print(report(tally))
     assert tally.problems == [], report(tally)
     assert tally.outcomes.total() == 2000 + STORED and set(tally.outcomes) <= {"answered", "refused", "left", "busy"}
