@@ -19,7 +19,9 @@ from typing import Any
 
 import torch
 
-from mull.engine.cache import Cache, SlotWindow
+from mull.engine.decoder import Decoder
+from mull.engine.pages import Pages
+from mull.engine.scheduler import Job, Scheduler
 from mull.model.transformer import Transformer
 from mull.model.weights import load_model
 from mull.ops.attention import Documents
@@ -160,14 +162,17 @@ def prompt_of() -> torch.Tensor:
 
 
 def cached_logits(model: Transformer, tokens_T: torch.Tensor) -> torch.Tensor:
-    """Logits after each token, fed one by one over a cache."""
-    cache = Cache(model.cfg, model.device, torch.float32)
+    """Logits after each token, fed one by one to the engine's decoder."""
+    first, *rest = tokens_T.tolist()
+    scheduler = Scheduler(1, Pages(64))
+    decoder, job = Decoder(model, scheduler.pages, 1), Job("it", [first])
+    scheduler.add(job)
     out = []
-    with torch.inference_mode():
-        for at, token in enumerate(tokens_T):
-            cache.reserve(1, at + 1)
-            where = torch.tensor([[at]])
-            out.append(model.logits(model.extend(token[None], where[0], SlotWindow(cache, 0, where, at + 1))))
+    for token in (*rest, 0):
+        parts = scheduler.plan()
+        out.append(decoder.step(parts).logits_BV)
+        job.tokens.append(token)
+        scheduler.computed(parts)
     return torch.cat(out)
 
 

@@ -10,7 +10,7 @@ from random import Random
 import pytest
 import torch
 from small import SHAPES, changed, chat, model_of, tokens_of
-from traffic import bits, run, traffic, under_traffic
+from company import bits, run, traffic, under_traffic
 
 from mull.engine.answer import Answer
 from mull.engine.core import Core

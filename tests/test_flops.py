@@ -14,8 +14,9 @@ import mull.engine.engine
 import mull.model.attention
 import mull.model.moe
 from mull.data.batch import collate
-from mull.engine.cache import Cache
+from mull.engine.cache import Pool
 from mull.engine.engine import LocalEngine
+from mull.engine.pages import PAGE
 from mull.model.config import PRESETS
 from mull.model.flops import cache_bytes, decoding_flops, forward_flops, parameters, training_flops
 from mull.model.transformer import Transformer, count_parameters
@@ -106,10 +107,10 @@ def test_parameters_are_those_of_the_model(name: str) -> None:
 @pytest.mark.parametrize("name", ["mla", "llama"])
 def test_cache_bytes_are_those_of_the_cache(name: str) -> None:
     cfg = SHAPES[name]
-    cache = Cache(cfg, torch.device("cpu"), torch.float32)
-    cache.reserve(3, 64)
-    stored = sum(t.numel() * t.element_size() for layer in cache.store for t in layer)
-    assert stored == cache_bytes(cfg) * 3 * 64
+    pool = Pool(cfg, torch.device("cpu"), torch.float32)
+    pool.reserve(12)
+    stored = sum(t.numel() * t.element_size() for layer in pool.store for t in layer)
+    assert stored == cache_bytes(cfg) * 12 * PAGE
 
 
 def test_the_published_models_sizes() -> None:

@@ -195,12 +195,12 @@ def test_while_a_thought_may_still_be_opened_no_grammar_forbids_it() -> None:
 
 
 def test_half_a_character_begins_an_answer() -> None:
-    first, *_ = other("house").tokenizer.encode("你")
+    first, *_ = other("house").tokenizer.encode("é")
     for before in ("", "\n"):
         answer = Answer("answer opens", Sampling(grammar=Grammar("json")))
         for token in (*other("house").tokenizer.encode(before), first):
             assert answer.say(token)
-        assert answer.thought.exempt() == ()  # what comes next is text, whatever it is
+        assert answer.thought.heard.undecided and answer.thought.exempt() == ()
 
 
 def test_a_token_does_not_close_a_thought_and_begin_an_answer_of_a_given_form() -> None:
