@@ -9,8 +9,8 @@ from random import Random
 
 import pytest
 import torch
-from small import SHAPES, changed, chat, model_of, tokens_of
 from company import bits, run, traffic, under_traffic
+from small import SHAPES, changed, chat, model_of, tokens_of
 
 from mull.engine.answer import Answer
 from mull.engine.core import Core

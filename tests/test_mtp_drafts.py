@@ -10,8 +10,8 @@ from random import Random
 import pytest
 import torch
 import torch.nn.functional as F
-from small import SHAPES, changed, chat, model_of, tokens_of
 from company import bits, run, traffic, under_traffic
+from small import SHAPES, changed, chat, model_of, tokens_of
 
 from mull.engine import draft
 from mull.engine.cache import Pool, Rows, Window

@@ -138,7 +138,7 @@ class Core:
         for future, answer in ready:
             try:
                 answer.matcher = Matcher(future.result())
-            except UserError as error:
+            except (UserError, OSError, RuntimeError) as error:  # a library's too: nobody else is concerned
                 answer.error = str(error)
                 del self.answers[answer.name]
                 failed.append(answer)
