@@ -186,6 +186,7 @@ def test_the_queue_is_bounded_and_says_when_to_come_again(server: Server) -> Non
 
 
 def test_where_the_engine_dies_every_client_hears_of_it(server: Server) -> None:
+    wait_for(lambda: server.host.alive, 60)
     with closing(connect(server)) as streamed, closing(connect(server)) as whole:
         streamed.sendall(request_of(json.dumps({**LONG, "stream": True}).encode()))
         assert b"200 OK" in streamed.recv(15)
