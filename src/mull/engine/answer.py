@@ -172,8 +172,7 @@ class Answer:
             reasoning, text, _ = self.chat.parse(self.tokens, self.request.sampling.thinking, self.request.tokens)
             thinking = self._count()
         else:
-            reasoning, text = "".join(self._reasoning).strip("\n"), "".join(self._text)
-            text = text if self.request.sampling.verbatim else text.strip()
+            reasoning, text = "".join(self._reasoning), "".join(self._text)
             thinking = self.listener.thinking_tokens
         return Completion(
             tuple(self.tokens), tuple(self.logprobs), self.finish, text, reasoning, len(self.request.tokens), version,

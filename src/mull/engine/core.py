@@ -21,9 +21,10 @@ from mull.engine.draft import Costs, Guesser, Outlook
 from mull.engine.grammar import Compiled, Grammars, Matcher
 from mull.engine.pages import PAGE, Pages
 from mull.engine.sampler import BROKEN, draw
-from mull.engine.scheduler import Part, Scheduler
+from mull.engine.scheduler import Job, Part, Scheduler
 from mull.engine.thinking import MarkIds
 from mull.engine.tokenlog import Drawn
+from mull.model.config import ModelConfig
 from mull.model.transformer import Transformer
 from mull.text.chat import Chat
 from mull.types import Request, UserError
@@ -55,6 +56,16 @@ def afforded(work: Callable[[], T]) -> T | None:
         if not out_of_memory(error):
             raise
         return None
+
+
+def check_tokens(tokens: Sequence[int], cfg: ModelConfig, room: int) -> None:
+    """Raises UserError for tokens that a model does not know, and where it has no room for so many more."""
+    if not tokens:
+        raise UserError("The prompt is empty.")
+    if len(tokens) + room > cfg.max_length:
+        raise UserError(f"The prompt has {len(tokens)} tokens; this model holds {cfg.max_length}, the answer included.")
+    if max(tokens) >= cfg.vocab or min(tokens) < 0:
+        raise UserError(f"The prompt has token ids outside this model's vocabulary of {cfg.vocab}.")
 
 
 class Core:
@@ -91,12 +102,7 @@ class Core:
     def check(self, request: Request) -> int:
         """How many tokens an answer can have. Raises UserError where that is none, and where the prompt is none."""
         prompt, limit = request.tokens, self.model.cfg.max_length
-        if not prompt:
-            raise UserError("The prompt is empty.")
-        if len(prompt) >= limit:
-            raise UserError(f"The prompt has {len(prompt)} tokens; this model holds {limit}, the answer included.")
-        if max(prompt) >= self.model.cfg.vocab or min(prompt) < 0:
-            raise UserError(f"The prompt has token ids outside this model's vocabulary of {self.model.cfg.vocab}.")
+        check_tokens(prompt, self.model.cfg, room=1)
         room = (self.scheduler.pages.limit - 1) * PAGE
         if len(prompt) >= room:
             raise UserError(f"The prompt has {len(prompt)} tokens; the cache holds {room}, the answer included.")
@@ -161,11 +167,7 @@ class Core:
         if self.costs is not None and len(said.logits_BV) == sum(part.count for part in parts):  # no prompts among them
             self.costs.tell(len(said.logits_BV), time.perf_counter() - began)
         self.counts["steps"] += 1
-        if self.strained:
-            self.strained -= 1
-            if not self.strained and self.scheduler.rows < self.most:
-                self.scheduler.rows = min(self.most, 2 * self.scheduler.rows)
-                self.strained = STRAINED
+        self._recover()
         heard = self._draw([part for part in parts if part.draws], said)
         self.scheduler.computed(parts)
         for answer in heard:
@@ -185,7 +187,7 @@ class Core:
     def _draw(self, parts: Sequence[Part], said: Said) -> list[Answer]:
         if not parts:
             return []
-        answers = [self._of(part) for part in parts]
+        answers = [self._of(part.job) for part in parts]
         sizes = [part.begin + part.count - len(part.job.tokens) + 1 for part in parts]
         wanted = [one for answer, size in zip(answers, sizes, strict=True) for one in answer.draws(size)]
         drawn = draw(said.logits_BV, wanted)
@@ -222,8 +224,7 @@ class Core:
         running = [job for job in self.scheduler.running if job.left == 1]
         ahead = self.outlook is not None and self.outlook.wanted
         for job in running:
-            answer = job.name
-            assert isinstance(answer, Answer)
+            answer = self._of(job)
             if answer.guesser is None:
                 answer.guesser = Guesser(self.costs, job.tokens)
             job.draft = answer.guesser.guess(len(running), answer.guessable(), answer.ahead if ahead else None)
@@ -232,9 +233,9 @@ class Core:
         """Guesses by the model's own MTP layer for the next step, where they pay. It follows those who joined while
         they do: of others it lacks what came before."""
         for part in parts:
-            answer = self._of(part)
+            answer = self._of(part.job)
             answer.followed = outlook.on and (answer.foreseeable if part.joins else answer.followed)
-        followed = [part for part in parts if self._of(part).followed and part.job.done > part.begin]
+        followed = [part for part in parts if self._of(part.job).followed and part.job.done > part.begin]
         began = time.perf_counter()
         if followed and afforded(partial(self._ahead, followed)) is None:
             self.outlook = None
@@ -244,7 +245,8 @@ class Core:
         """As they are drawn, with the randomness that the next token will have: likelier to be right than the
         likeliest."""
         assert self.decoder is not None
-        guessed = [self._of(part) for part in followed if part.job.left == 1 and self._of(part).guessable() > 0]
+        drawing = [self._of(part.job) for part in followed if part.job.left == 1]
+        guessed = [answer for answer in drawing if answer.guessable() > 0]
         logits_BV = self.decoder.ahead(followed, [answer.job for answer in guessed])
         if guessed:
             drawn = draw(logits_BV, [answer.draws(1)[0] for answer in guessed])
@@ -252,10 +254,10 @@ class Core:
                 answer.ahead = token if token >= 0 else None
         return True
 
-    def _of(self, part: Part) -> Answer:
-        answer = part.job.name
-        assert isinstance(answer, Answer)
-        return answer
+    @staticmethod
+    def _of(job: Job) -> Answer:
+        assert isinstance(job.name, Answer)
+        return job.name
 
     def _leave(self, answer: Answer) -> None:
         self.scheduler.leave(answer.job)
@@ -274,8 +276,7 @@ class Core:
         rows, longest = len(running), max(len(job.tokens) for job in running)
         failed: list[Answer] = []
         if rows == 1:
-            answer = running[0].name
-            assert isinstance(answer, Answer)
+            answer = self._of(running[0])
             answer.error = f"Memory does not suffice for one answer of more than {longest} tokens, prompt included."
             failed = [answer]
             self._leave(answer)
@@ -284,6 +285,12 @@ class Core:
             self.say(f"Memory does not suffice for {rows} answers at a time; going on with {rows // 2}.")
         self._anew()
         return failed
+
+    def _recover(self) -> None:
+        """Memory sufficed for another step: after some of them twice as many rows are tried again."""
+        self.strained = max(0, self.strained - 1)
+        if not self.strained and self.scheduler.rows < self.most:
+            self.scheduler.rows, self.strained = min(self.most, 2 * self.scheduler.rows), STRAINED
 
     def _anew(self) -> None:
         """All begin again behind what they have."""
@@ -301,4 +308,4 @@ class Core:
         }  # fmt: skip
 
 
-__all__ = ["Core", "afforded", "nobody", "out_of_memory"]
+__all__ = ["Core", "afforded", "check_tokens", "nobody", "out_of_memory"]

@@ -49,15 +49,11 @@ def _alike(group: Sequence[Part], part: Part) -> bool:
 
 @dataclass(frozen=True)
 class _Shape:
-    """Parts of a step that attend together: `new` tokens each, those that lack some repeat their last."""
+    """Parts of a step that attend together: `new` tokens each, those that lack some are filled up. `dense` in rows."""
 
     parts: list[Part]
     new: int
     dense: bool = False
-
-    @property
-    def ragged(self) -> bool:
-        return any(part.count != self.new for part in self.parts)
 
 
 @dataclass(frozen=True)

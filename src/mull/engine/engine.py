@@ -15,7 +15,7 @@ import torch
 
 from mull.dist import precision, row_floor
 from mull.engine.answer import Answer
-from mull.engine.core import Core, nobody
+from mull.engine.core import Core, check_tokens, nobody
 from mull.engine.grammar import Grammars
 from mull.engine.tokenlog import Drawn, TokenLog, identity
 from mull.model.transformer import Transformer
@@ -86,7 +86,7 @@ class LocalEngine:
         if not ids:
             return []
         for row in ids:
-            self._check(row)
+            check_tokens(row, self.model.cfg, room=0)
         rows = [*ids]
         if self.model.exact and (lacking := row_floor() - sum(map(len, ids))) > 0:
             rows.append([0] * lacking)  # too few tokens for the exact kernels: more, that nobody reads
@@ -98,15 +98,6 @@ class LocalEngine:
         after_T = logp_TV.gather(1, tokens_T[1:, None])[:, 0]
         flat = torch.cat((after_T.new_zeros(1), after_T)).masked_fill(documents.positions_T == 0, 0.0)
         return [part.tolist() for part in flat.split([len(row) for row in rows])][: len(ids)]
-
-    def _check(self, row: Sequence[int]) -> None:
-        limit, vocab = self.model.cfg.max_length, self.model.cfg.vocab
-        if not row:
-            raise UserError("The prompt is empty.")
-        if len(row) > limit:
-            raise UserError(f"The prompt has {len(row)} tokens; this model holds {limit}, the answer included.")
-        if max(row) >= vocab or min(row) < 0:
-            raise UserError(f"The prompt has token ids outside this model's vocabulary of {vocab}.")
 
     def _core(self) -> Core:
         """A new one for each call: what a call computes depends on nothing before it."""
@@ -143,7 +134,8 @@ class LocalEngine:
                 self._sound(answer)
                 if answer.finish is not None:
                     answer.seconds = earlier + seconds
-                    yield int(str(answer.name)), answer.completion(self.version)
+                    assert isinstance(answer.name, int)
+                    yield answer.name, answer.completion(self.version)
         if core.strained:  # memory did not suffice
             self.max_rows = core.scheduler.rows
 

@@ -32,6 +32,7 @@ from typing import Any
 
 from torch import Tensor
 
+from mull.text.pieces import byte_names
 from mull.text.schema import check_expression, enforceable
 from mull.text.tokenizer import Tokenizer
 from mull.types import Grammar, UserError
@@ -109,9 +110,7 @@ def _speller(tokenizer: Tokenizer) -> Callable[[str], bytes]:
     decoder = json.loads(tokenizer.inner.to_str()).get("decoder") or {}
     kinds = {step["type"] for step in (decoder.get("decoders") or [decoder]) if "type" in step}
     if "ByteLevel" in kinds:
-        printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-        hidden = [byte for byte in range(256) if byte not in printable]
-        byte_of = {chr(byte): byte for byte in printable} | {chr(256 + at): byte for at, byte in enumerate(hidden)}
+        byte_of = byte_names()
         return lambda text: bytes(byte_of[c] for c in text) if all(c in byte_of for c in text) else text.encode()
     if kinds & {"Metaspace", "ByteFallback", "Replace"}:
         byte = re.compile(r"<0x([0-9A-F]{2})>")

@@ -18,7 +18,6 @@ from typing import Any, BinaryIO
 import torch
 
 from mull import dist
-from mull.dist import free_memory
 from mull.engine import wire
 from mull.engine.cache import token_bytes
 from mull.engine.core import Core
@@ -65,18 +64,23 @@ def load(options: dict[str, Any]) -> Core:
     model = load_model(folder, dist.device(options.get("device", "auto")), mtp=drafts)
     model.exactly(bool(options.get("exact"))).packed()
     pages = options.get("pages") or _pages(model, rows, options.get("cache_gb"))
-    core = Core(model, Chat.load(folder), rows, int(pages), drafts=drafts)
+    core = Core(model, Chat.load(folder), rows, int(pages), drafts=drafts, say=_to_log)
     core.add("first", Request((0,), Sampling(max_tokens=1)), salt="first")  # who asks first should not wait longer
     while core.busy:
         for answer in core.step():
             if answer.error is not None:
                 raise UserError(answer.error)
+    core.counts = dict.fromkeys(core.counts, 0)  # nobody asked for it
     return core
+
+
+def _to_log(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _pages(model: Transformer, rows: int, gigabytes: float | None) -> int:
     """For twice what all rows can hold, so that prompts stay known; within the memory that is given or is there."""
-    given = float(gigabytes) * 1e9 if gigabytes else free_memory(model.device) * SHARE
+    given = float(gigabytes) * 1e9 if gigabytes else dist.free_memory(model.device) * SHARE
     most = given / (PAGE * token_bytes(model.cfg, torch.float32, more=bool(model.mtp)))
     wanted = 2 * rows * -(-model.cfg.max_length // PAGE)
     if most < 2:

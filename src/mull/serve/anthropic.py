@@ -26,9 +26,9 @@ from pydantic import Field
 from starlette.responses import Response
 
 from mull.serve.dialogue import Ask, Dialogue, Event, a_name, a_seed
-from mull.serve.errors import ApiError, of, refused
+from mull.serve.errors import ApiError, noted, refused
 from mull.serve.gate import Visit, visit_of
-from mull.serve.openai import dumps, log, reply
+from mull.serve.openai import dumps, reply
 from mull.serve.openai_asks import Loose, Many, Seed, Shape, Tokens
 from mull.serve.responses_asks import Body
 from mull.serve.sse import streamed, unless_gone
@@ -423,12 +423,8 @@ class Answer:
 
     def failed(self, error: Exception) -> bytes:
         """The answer broke off behind the head of the stream."""
-        known = of(error)
-        if known.status == 500:
-            log.error("%s failed", self.visit.id, exc_info=error)
-        return frame(
-            "error", **{name: value for name, value in known.body("anthropic", self.visit.id).items() if name != "type"}
-        )
+        body = noted(error, self.visit.id).body("anthropic", self.visit.id)
+        return frame("error", **{name: value for name, value in body.items() if name != "type"})
 
 
 def usage_of(visit: Visit) -> dict[str, Any]:

@@ -9,7 +9,6 @@ protocol's own words.
 from __future__ import annotations
 
 import json
-import logging
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -22,7 +21,7 @@ from mull.engine.host import BusyError, DiedError
 from mull.serve import anthropic, completions, openai, responses
 from mull.serve.bodies import Bodies, again
 from mull.serve.dialogue import Dialogue, a_name
-from mull.serve.errors import Api, ApiError, LateError, of, of_validation
+from mull.serve.errors import Api, ApiError, LateError, noted, of, of_validation
 from mull.serve.gate import Gate, Open, Visit, visit_of
 from mull.serve.page import Page
 from mull.serve.settings import Limits
@@ -31,7 +30,6 @@ from mull.types import UserError
 
 PROTOCOLS = (openai.routes, completions.routes, responses.routes, anthropic.routes)  # each makes those of a dialogue
 WITH_BODY = ("POST", "PUT", "PATCH")
-log = logging.getLogger("mull.serve")
 
 
 def build(dialogue: Dialogue, gate: Gate | None = None, limits: Limits | None = None) -> FastAPI:
@@ -107,9 +105,7 @@ class Door:
                 receive = again(body, receive)
             await self.app(scope, receive, named)
         except Exception as error:
-            known = of(error)
-            if known.status == 500:
-                log.error("%s failed", visit.id, exc_info=error)
+            known = noted(error, visit.id)
             if begun:
                 raise  # the connection is closed: what was said so far is no answer
             await told(known, visit)(scope, receive, named)

@@ -4,12 +4,14 @@ status, a sentence, and what clients of the protocol look at.
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Literal
 
 from mull.engine.host import BusyError, DiedError
 from mull.types import UserError
 
 Api = Literal["openai", "anthropic"]
+log = logging.getLogger("mull.serve")
 
 OPENAI = {
     400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error",
@@ -77,6 +79,14 @@ def of(error: BaseException) -> ApiError:
     return ApiError(500, "Something went wrong inside the server; its log says what, under this request's id.")
 
 
+def noted(error: BaseException, request_id: str) -> ApiError:
+    """The same; of our own mistakes the log is told all."""
+    known = of(error)
+    if known.status == 500:
+        log.error("%s failed", request_id, exc_info=error)
+    return known
+
+
 def of_validation(errors: list[Any]) -> ApiError:
     """One sentence from pydantic's list: the deepest mistake, which of a union's branches is the one that was meant."""
     first = max(errors, key=lambda error: len(error["loc"]))
@@ -101,4 +111,4 @@ def _names_a_branch(part: object) -> bool:
     return isinstance(part, str) and ("[" in part or part.startswith(BRANCHES) or part[:1].isupper())
 
 
-__all__ = ["START_RETRY", "Api", "ApiError", "LateError", "TooLongError", "of", "of_validation", "refused"]
+__all__ = ["START_RETRY", "Api", "ApiError", "LateError", "TooLongError", "noted", "of", "of_validation", "refused"]

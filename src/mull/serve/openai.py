@@ -8,7 +8,6 @@ text under both names) beside content, `seed` (the one drawn where none was give
 from __future__ import annotations
 
 import json
-import logging
 import time
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing
@@ -19,14 +18,13 @@ from fastapi.requests import Request
 from starlette.responses import Response
 
 from mull.serve.dialogue import Ask, Choice, Dialogue, Event, Scored, ToolCall, a_name, gather
-from mull.serve.errors import ApiError, of, refused
+from mull.serve.errors import ApiError, noted, refused
 from mull.serve.gate import Visit, visit_of
 from mull.serve.openai_asks import ChatRequest, StreamOptions
 from mull.serve.sse import streamed, unless_gone
 from mull.serve.tokens import Spelling
 
 DONE = b"data: [DONE]\n\n"
-log = logging.getLogger("mull.serve")
 
 
 def dumps(value: Any) -> str:
@@ -59,10 +57,7 @@ def failed(visit: Visit) -> Any:
     """What becomes of an error in the midst of a stream."""
 
     def told(error: Exception) -> bytes:
-        known = of(error)
-        if known.status == 500:
-            log.error("%s failed", visit.id, exc_info=error)
-        return frame(known.body("openai", visit.id)) + DONE
+        return frame(noted(error, visit.id).body("openai", visit.id)) + DONE
 
     return told
 
@@ -198,4 +193,4 @@ def routes(dialogue: Dialogue) -> APIRouter:
     return router
 
 
-__all__ = ["DONE", "ChatAnswer", "dumps", "failed", "frame", "log", "reply", "routes", "usage_of", "with_stream"]
+__all__ = ["DONE", "ChatAnswer", "dumps", "failed", "frame", "reply", "routes", "usage_of", "with_stream"]

@@ -23,9 +23,9 @@ from fastapi.requests import Request
 from starlette.responses import Response
 
 from mull.serve.dialogue import Ask, Dialogue, Event, Scored, a_name
-from mull.serve.errors import ApiError, of
+from mull.serve.errors import ApiError, noted
 from mull.serve.gate import Visit, visit_of
-from mull.serve.openai import dumps, log, reply
+from mull.serve.openai import dumps, reply
 from mull.serve.responses_asks import Create, Item, Reasoning, ask_of, messages_of
 from mull.serve.sse import streamed, unless_gone
 from mull.serve.tokens import Spelling
@@ -291,10 +291,7 @@ class Answer:
         return self.telling.response
 
     def failed(self, error: Exception) -> bytes:
-        known = of(error)
-        if known.status == 500:
-            log.error("%s failed", self.visit.id, exc_info=error)
-        return b"".join(self.telling.fail(known.message))
+        return b"".join(self.telling.fail(noted(error, self.visit.id).message))
 
 
 def _speller(dialogue: Dialogue, alternatives: int) -> Callable[[Scored], dict[str, Any]]:

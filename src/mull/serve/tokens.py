@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
+from mull.text.pieces import byte_names
 from mull.text.tokenizer import Tokenizer
 
 LEAST = -9999.0  # JSON has no minus infinity
-
-
-@cache
-def _byte_of() -> dict[str, int]:
-    """The characters that byte-level vocabularies are written in (GPT-2's table)."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in plain]
-    return {chr(byte): byte for byte in plain} | {chr(256 + at): byte for at, byte in enumerate(others)}
 
 
 class Spelling:
@@ -35,7 +27,7 @@ class Spelling:
         name = self.tokenizer.inner.id_to_token(token) or ""
         if name.startswith("<0x") and len(name) == 6:
             return [int(name[3:5], 16)]
-        table = _byte_of()
+        table = byte_names()
         return [table[letter] for letter in name] if name and all(letter in table for letter in name) else None
 
     def scored(self, token: int, logprob: float) -> dict[str, Any]:

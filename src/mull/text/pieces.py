@@ -14,7 +14,7 @@ import codecs
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from functools import cache, partial
 from typing import Any, Protocol
 
 import tokenizers
@@ -24,6 +24,14 @@ from mull.text.tokenizer import Tokenizer
 
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 TOKENWISE = ("Replace", "ByteFallback", "Fuse", "Metaspace", "Strip", "WordPiece")
+
+
+@cache
+def byte_names() -> dict[str, int]:
+    """The letters that vocabularies of bytes are written in (GPT-2's table), and the byte that each stands for."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + at): byte for at, byte in enumerate(hidden)}
 
 
 class Pieces(Protocol):
@@ -49,10 +57,7 @@ class _Bytes(dict[int, bytes | str]):
 
     def __init__(self, tokenizer: Tokenizer):
         super().__init__(tokenizer.letters)
-        self.inner = tokenizer.inner
-        printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-        hidden = [byte for byte in range(256) if byte not in printable]
-        self.names = {chr(byte): byte for byte in printable} | {chr(256 + at): byte for at, byte in enumerate(hidden)}
+        self.inner, self.names = tokenizer.inner, byte_names()
 
     def __missing__(self, token: int) -> bytes | str:
         text = self.inner.id_to_token(token) or ""
@@ -131,4 +136,4 @@ def _steps(step: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
         yield from _steps(one)
 
 
-__all__ = ["Pieces", "spelling"]
+__all__ = ["Pieces", "byte_names", "spelling"]

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
+def unfinished(text: str, marks: Sequence[str]) -> int:
+    """How many letters at the end of `text` may be the beginning of a mark."""
+    longest = min(max(map(len, marks), default=1) - 1, len(text))
+    return next((n for n in range(longest, 0, -1) if any(mark.startswith(text[-n:]) for mark in marks)), 0)
+
+
 class StopTexts:
     """Feed pieces; what could be the beginning of a stop text is held back. `hit` is the one that was found."""
 
     def __init__(self, stops: Sequence[str]):
         self.stops = [stop for stop in stops if stop]
-        self.longest = max(map(len, self.stops), default=0)
         self.hit: str | None = None
         self._held = ""
 
@@ -25,16 +30,13 @@ class StopTexts:
             at, self.hit = min(found, key=lambda one: (one[0] + len(one[1]), one[0]))
             self._held = ""
             return text[:at]
-        keep = next((n for n in range(min(self.longest - 1, len(text)), 0, -1) if self._begins(text[-n:])), 0)
+        keep = unfinished(text, self.stops)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
-
-    def _begins(self, text: str) -> bool:
-        return any(stop.startswith(text) for stop in self.stops)
 
     def flush(self) -> str:
         held, self._held = self._held, ""
         return held
 
 
-__all__ = ["StopTexts"]
+__all__ = ["StopTexts", "unfinished"]

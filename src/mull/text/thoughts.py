@@ -13,7 +13,7 @@ from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 
 from mull.text.pieces import Pieces
-from mull.text.stops import StopTexts
+from mull.text.stops import StopTexts, unfinished
 from mull.text.tokenizer import END_THINK, THINK
 
 
@@ -72,8 +72,7 @@ class Parser:
         if mark:
             self.thinking, self._held = False, ""
             return reasoning, content
-        close = self.marks.close
-        keep = next((n for n in range(len(close) - 1, 0, -1) if text.endswith(close[:n])), 0)
+        keep = unfinished(text, [self.marks.close])
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep], ""
 
