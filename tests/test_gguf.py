@@ -346,6 +346,14 @@ def test_any_values_are_computed_or_refused(data: st.DataObject, files: dict[str
     assert cfg.vocab == 300
 
 
+def test_rope_factors_beyond_a_configurations_bounds_are_refused(files: dict[str, Path]) -> None:
+    def put(metadata: dict[str, Any], tensors: dict[str, Any]) -> None:
+        tensors["rope_freqs.weight"] = np.array([1] * 7 + [1_000_001], np.float32)
+
+    with pytest.raises(UserError, match="not those of Llama 3"):
+        config_of(read_header(rewritten(files["llama"], put)))
+
+
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_any_rope_factors_are_computed_or_refused(data: st.DataObject, files: dict[str, Path]) -> None:

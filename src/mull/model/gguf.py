@@ -14,6 +14,7 @@ D width  H heads  K head width  N non-rotary width  V value width  C kv_rank  E 
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 from torch import Tensor
 
 from mull.config import build, nearest
@@ -277,7 +279,7 @@ def _candidates(plain: np.ndarray, divisors: np.ndarray) -> Iterator[Llama3Rope]
         length = 2 * math.pi * slope * (high - 1)
         tried = [(high, max(1, round(length))), (high, 2 ** round(math.log2(max(length, 1))))]
     for high, length in tried:
-        if high > 1:
+        with contextlib.suppress(ValidationError):  # numbers beyond what a configuration may have: no candidate
             yield Llama3Rope(factor=factor, original_length=length, high_freq_factor=high)
 
 
