@@ -110,16 +110,26 @@ class Completion:
     prompt_tokens: int = 0
     version: int = 0  # of the weights that drew it
     seconds: float = 0.0  # from submission to the last token
+    thinking_tokens: int = 0  # of the answer's tokens, those of the thought, its markers not counted
     routes: tuple[int, ...] = ()  # per token, the experts its logits came through (a fingerprint); not kept on disk
     # not kept on disk either:
     alternatives: tuple[tuple[tuple[int, float], ...], ...] = ()  # per token the likeliest (token, log-probability)
-    thinking_tokens: int = 0  # of `tokens`, those of the thought, its markers not counted
     cached_tokens: int = 0  # of the prompt, those that did not need to be computed
     stopped_by: str | int | None = None  # the stop text or token that ended it
     first_seconds: float = 0.0  # from submission to the first token
+    # of an endpoint, which need not tell its tokens; on disk only where they say something:
+    output_tokens: int = 0  # that it billed, thinking included
+    usd: float | None = None  # what it charged
+    error: str = ""  # why there is no answer
+
+    @property
+    def count(self) -> int:
+        """Tokens of the answer, thinking included."""
+        return len(self.tokens) or self.output_tokens
 
 
-UNKEPT = ("routes", "alternatives", "thinking_tokens", "cached_tokens", "stopped_by", "first_seconds")
+UNKEPT = ("routes", "alternatives", "cached_tokens", "stopped_by", "first_seconds")
+UNSAID = {"thinking_tokens": 0, "output_tokens": 0, "usd": None, "error": ""}  # left out where they are this
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,25 +145,34 @@ class Rollout:
     model: str = ""
     thinking: bool = True
     prompt: tuple[int, ...] = ()  # the prompt's token ids, as the engine saw them
+    earlier: tuple[Completion, ...] = ()  # answers to the turns before the last; `problem.messages` has their words
+    words: Mapping[str, str] = field(default_factory=dict)  # what each verifier said
 
     def to_json(self) -> str:
         raw = asdict(self)
-        for name in UNKEPT:
-            del raw["completion"][name]
+        for completion in (raw["completion"], *raw["earlier"]):
+            for name in (*UNKEPT, *(name for name, none in UNSAID.items() if completion[name] == none)):
+                del completion[name]
+        for name in ("earlier", "words"):
+            if not raw[name]:
+                del raw[name]
         return json.dumps(raw, ensure_ascii=False, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, line: str) -> Rollout:
         """Raises AttributeError, KeyError, TypeError or json.JSONDecodeError for a line that is no rollout."""
         raw = json.loads(line)
-        problem, completion = raw.pop("problem"), raw.pop("completion")
+        problem, completion = raw.pop("problem"), _completion(raw.pop("completion"))
         messages = tuple(
             Message(**{**m, "tool_calls": tuple(m.get("tool_calls", ()))}) for m in problem.pop("messages")
         )
-        for name in ("tokens", "logprobs"):
-            completion[name] = tuple(completion[name])
         raw["prompt"] = tuple(raw.get("prompt", ()))
-        return cls(problem=Problem(messages=messages, **problem), completion=Completion(**completion), **raw)
+        raw["earlier"] = tuple(map(_completion, raw.get("earlier", ())))
+        return cls(problem=Problem(messages=messages, **problem), completion=completion, **raw)
+
+
+def _completion(raw: dict[str, Any]) -> Completion:
+    return Completion(**raw | {name: tuple(raw[name]) for name in ("tokens", "logprobs")})
 
 
 @dataclass(frozen=True, slots=True)

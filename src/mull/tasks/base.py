@@ -11,9 +11,11 @@ it stays honest. Redrawing repeats makes the sizes of which few problems exist r
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any, Literal, Protocol, TypeVar, get_args
+from random import Random
+from typing import Any, Literal, Protocol, TypeVar, get_args, runtime_checkable
 
 from mull.config import nearest
 from mull.types import Completion, Message, Outcome, Problem, UserError
@@ -45,6 +47,52 @@ class Task(Protocol):
     def grade(self, problem: Problem, completion: Completion) -> tuple[float, Outcome]:
         """(reward, outcome). Never raises for anything a model may write."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What became of an answer, and what each verifier said of it, by its name."""
+
+    reward: float
+    outcome: Outcome
+    words: Mapping[str, str] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Examining(Protocol):
+    """A task that says why: `grade` is what `judge` says without the words."""
+
+    def judge(self, problem: Problem, completion: Completion) -> Verdict: ...
+
+
+@runtime_checkable
+class Golden(Protocol):
+    """A task that has an answer to each of its problems which must be graded as solved."""
+
+    def gold(self, problem: Problem) -> str: ...
+
+
+def verdict(task: Task, problem: Problem, completion: Completion) -> Verdict:
+    """The task's verdict, with words where it has some."""
+    if isinstance(task, Examining):
+        return task.judge(problem, completion)
+    return Verdict(*task.grade(problem, completion))
+
+
+def later_turns(problem: Problem) -> tuple[str, ...]:
+    """What the user says after each answer but the last: a problem of several turns has them in `meta["turns"]`.
+
+    When it is graded, `messages` hold the whole conversation, the model's earlier answers among them, up to the last
+    turn of the user; the completion is the answer to that.
+    """
+    return tuple(problem.meta.get("turns", ()))
+
+
+def first_of(problems: Sequence[T], n: int, seed: int) -> list[T]:
+    """n of a set's problems, in an order that the seed alone decides: a larger n only adds to the end."""
+    order = list(range(len(problems)))
+    Random(seed).shuffle(order)
+    return [problems[i] for i in order[:n]]
 
 
 class Worked(Task, Protocol):
@@ -98,4 +146,7 @@ def unfinished(completion: Completion) -> Outcome | None:
     return outcomes.get(completion.finish)
 
 
-__all__ = ["PATIENCE", "SPLITS", "Split", "Task", "Worked", "deal", "split_of", "unfinished"]
+__all__ = [
+    "PATIENCE", "SPLITS", "Examining", "Golden", "Split", "Task", "Verdict", "Worked", "deal", "first_of",
+    "later_turns", "split_of", "unfinished", "verdict",
+]  # fmt: skip
