@@ -176,8 +176,8 @@ class Answer:
             thinking = self.listener.thinking_tokens
         return Completion(
             tuple(self.tokens), tuple(self.logprobs), self.finish, text, reasoning, len(self.request.tokens), version,
-            self.seconds, tuple(self.routes), tuple(self.alternatives), thinking, self.job.found or 0,
-            self.stopped_by, self.first_seconds,
+            self.seconds, thinking, routes=tuple(self.routes), alternatives=tuple(self.alternatives),
+            cached_tokens=self.job.found or 0, stopped_by=self.stopped_by, first_seconds=self.first_seconds,
         )  # fmt: skip
 
     def _count(self) -> int:
