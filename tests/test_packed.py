@@ -10,6 +10,7 @@ from small import GQA, MLA, SHAPES, changed, chat, model_of, tokens_of
 
 from mull.engine.engine import LocalEngine
 from mull.model.config import ModelConfig
+from mull.model.transformer import Transformer
 from mull.ops.attention import Documents
 from mull.ops.linear import PACKED_FLOOR, linear_packed, pack, packable
 from mull.types import Request, Sampling
@@ -22,6 +23,7 @@ MODELS: dict[str, ModelConfig] = {
     "qwen3": changed(GQA, **WIDE, heads=8, kv_heads=4, head_dim=64, qk_norm="head"),
     "mla": changed(MLA, **WIDE, heads=8, q_rank=256, kv_rank=256, nope_dim=32, rope_dim=32, v_dim=64),
     "mla, queries in one matrix": changed(MLA, **WIDE, heads=8, q_rank=0, kv_rank=256, nope_dim=32, rope_dim=32),
+    "mla, mtp": changed(MLA, **WIDE, heads=8, q_rank=256, kv_rank=256, nope_dim=32, rope_dim=32, mtp_layers=1),
 }  # fmt: skip
 
 
@@ -35,6 +37,13 @@ def test_products_are_those_of_plain_weights(rows: int) -> None:
         )  # fmt: skip
 
 
+def said(model: Transformer, ids: torch.Tensor) -> list[torch.Tensor]:
+    """Of the next token, and by MTP layers of those behind it."""
+    documents = Documents([len(ids)])
+    hidden_TD = model(ids, documents)
+    return [model.logits(state_TD) for state_TD in (hidden_TD, *model.predict_ahead(ids, hidden_TD, documents))]
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_a_packed_model_answers_as_it_did(name: str) -> None:
     plain, packed = (model_of(MODELS[name], seed=2, std=0.04) for _ in "ab")
@@ -43,8 +52,8 @@ def test_a_packed_model_answers_as_it_did(name: str) -> None:
     assert sum(p.numel() for p in packed.parameters()) < before / 2  # the plain weights are gone
     ids = torch.tensor(tokens_of(40))
     with torch.inference_mode():
-        a, b = (model.logits(model(ids, Documents([40]))) for model in (plain, packed))
-    torch.testing.assert_close(a, b, atol=2e-4, rtol=1e-4)
+        for a, b in zip(said(plain, ids), said(packed, ids), strict=True):
+            torch.testing.assert_close(a, b, atol=2e-4, rtol=1e-4)
     asked = [Request(tuple(tokens_of(5 + i, i)), Sampling(max_tokens=12, temperature=0.0), (i,)) for i in range(5)]
     answers = [LocalEngine(model, chat()).generate(asked) for model in (plain, packed)]
     assert [a.tokens for a in answers[0]] == [a.tokens for a in answers[1]]
@@ -66,6 +75,7 @@ def test_exact_models_that_cannot_be_packed_whole_are_not_packed(name: str) -> N
     model = model_of(SHAPES[name]).exactly().packed()
     assert model.head.packed is None
     assert all(p.numel() for p in model.parameters())
+    assert all(layer.project.packed is None for layer in model.mtp)
 
 
 @pytest.fixture(params=[1, 2])
