@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from random import Random
 from typing import Any
 
 import pytest
+from company import alone, bits, strained, traffic, under_traffic
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import SHAPES, changed, model_of
+from small import SHAPES, changed, chat, model_of
 from test_thoughts import NAMES, other
 
+from mull.engine import draft
 from mull.engine import grammar as forms
 from mull.engine.core import Core
 from mull.engine.grammar import Compiled, Grammars
@@ -45,17 +48,17 @@ def grammars(name: str) -> Here:
     return Here(other(name).tokenizer, VOCAB)
 
 
-GRAMMARS = st.sampled_from([
+FORMS = [
     None, Grammar("json"), Grammar("regex", "é+"), Grammar("regex", "[a-c]+"), Grammar("regex", "(.|\n)*"),
     Grammar("choice", '["<think>", " é", "你"]'), Grammar("ebnf", 'root ::= "<" root | "\\n" root | "x"'),
     Grammar("json_schema", '{"type":"string"}'),
-])  # fmt: skip
+]  # fmt: skip
 LIKELY = ["<", "think", ">", "</think>", "<think>", "[THINK]", "[/THINK]", "é", "你", "\n", " ", "a", "<|im_end|>"]
 SAMPLINGS = st.builds(
     Sampling, max_tokens=st.integers(1, 14), temperature=st.sampled_from([0.0, 1.0]), thinking=st.booleans(),
     seed=st.integers(0, 9), stop=st.sampled_from([(), ("x",), ("\n",)]), ignore_end=st.booleans(),
     thinking_tokens=st.none() | st.integers(0, 4), min_thinking_tokens=st.integers(0, 4), verbatim=st.booleans(),
-    closing=st.sampled_from(["", "so", "a</think>b", "<"]), grammar=GRAMMARS,
+    closing=st.sampled_from(["", "so", "a</think>b", "<"]), grammar=st.sampled_from(FORMS),
 )  # fmt: skip
 
 
@@ -89,3 +92,45 @@ def test_half_a_character_or_a_mark_spelt_by_force_is_no_mistake_of_the_form(nam
     )
     while core.busy:
         assert not [answer.error for answer in core.step() if answer.error]
+
+
+# in exact mode: the same bits
+
+EXACT = {
+    "moe": SHAPES["moe"], "mla": SHAPES["mla"], "windowed": SHAPES["qwen2, windowed"],
+    "packed, with an MTP layer": SHAPES["llama"].model_copy(update={"mtp_layers": 1}),  # as no family on disk has it
+}  # fmt: skip
+
+
+@cache
+def exact(name: str) -> Transformer:
+    """As a server's engine has it: what can be packed whole is packed."""
+    return model_of(EXACT[name], seed=2, std=0.1).exactly().packed()
+
+
+@cache
+def plainly() -> Here:
+    return Here(chat().tokenizer, EXACT["moe"].vocab)
+
+
+@pytest.mark.parametrize("name", EXACT)
+@settings(deadline=None, max_examples=3)
+@given(seed=st.integers(0, 1 << 32))
+def test_neither_forms_nor_strained_memory_change_a_bit(name: str, seed: int) -> None:
+    """Under traffic, with guesses ahead that are tried whether they pay or not; rows are halved, and come back."""
+    draw = Random(seed)
+    asked = traffic(8, draw, FORMS)
+    plain = [alone(request, Core(exact(name), chat(), 1, grammars=plainly())) for request in asked]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mull.engine.core.STRAINED", 8)
+        patch.setattr(draft, "TRIAL", 1 << 30)
+        for rows, pages, chunk in ((8, None, 256), (5, 12, 7)):
+            said: list[str] = []
+            core = Core(
+                exact(name), chat(), rows, pages, chunk, say=said.append, grammars=plainly(), drafts=True
+            )  # fmt: skip
+            strained(core, draw)
+            ended = under_traffic(core, asked, draw)
+            assert [bits(ended[i]) for i in range(len(asked))] == [bits(answer) for answer in plain]
+            assert any("Memory does not suffice" in line for line in said)
+            assert core.scheduler.pages.used == 0

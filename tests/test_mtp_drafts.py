@@ -10,7 +10,7 @@ from random import Random
 import pytest
 import torch
 import torch.nn.functional as F
-from company import bits, run, traffic, under_traffic
+from company import alone, bits, run, traffic, under_traffic
 from small import SHAPES, changed, chat, model_of, tokens_of
 
 from mull.engine import draft
@@ -22,11 +22,13 @@ from mull.ops.attention import Documents
 from mull.types import Completion, Request, Sampling
 
 NAMES = ["moe", "gqa moe, half rotated, normed"]
+PACKED = "dense, packed"
+MODELS = SHAPES | {PACKED: SHAPES["llama"].model_copy(update={"mtp_layers": 1})}  # no family on disk has both
 CYCLE = 270  # longer than an answer: nothing in it repeats itself
 
 
 @pytest.fixture(autouse=True)
-def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def by_the_layer_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without guesses from what an answer repeats."""
     monkeypatch.setattr(NGrams, "propose", lambda self, count: [])
 
@@ -44,7 +46,7 @@ def counting(start: int, count: int) -> list[int]:
 @cache
 def taught(name: str, exact: bool = False) -> Transformer:
     """One that has learnt to count, and to look ahead at it."""
-    model, draw = model_of(SHAPES[name], seed=2, std=0.1), random.Random(0)
+    model, draw = model_of(MODELS[name], seed=2, std=0.1), random.Random(0)
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2)
     documents = Documents([64] * 8)
     kept_T = documents.positions_T < 62
@@ -57,7 +59,12 @@ def taught(name: str, exact: bool = False) -> Transformer:
         optimiser.zero_grad()
         torch.stack(losses).sum().backward()
         optimiser.step()
-    return model.eval().requires_grad_(False).exactly(exact)
+    return ready(model.eval().requires_grad_(False), name, exact)
+
+
+def ready(model: Transformer, name: str, exact: bool) -> Transformer:
+    model.exactly(exact)
+    return model.packed() if name == PACKED else model
 
 
 def counted(core: Core, temperature: float, answers: int = 3) -> dict[object, Completion]:
@@ -69,13 +76,14 @@ def counted(core: Core, temperature: float, answers: int = 3) -> dict[object, Co
 
 @pytest.mark.usefixtures("undoubted")
 @pytest.mark.parametrize("learnt", [True, False], ids=["mostly right", "mostly wrong"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, PACKED])
 def test_in_exact_mode_they_change_no_bit(name: str, learnt: bool) -> None:
     """Under company, chunks, shared pages and preemption."""
     draw = Random(name)
     asked = traffic(8, draw)
-    model = taught(name, exact=True) if learnt else model_of(SHAPES[name], seed=2, std=0.1).exactly()
-    plain = [run_alone(request, Core(model, chat(), 8)) for request in asked]
+    model = taught(name, exact=True) if learnt else ready(model_of(MODELS[name], seed=2, std=0.1), name, exact=True)
+    assert (model.mtp[0].project.packed is not None) == (name == PACKED)
+    plain = [alone(request, Core(model, chat(), 8)) for request in asked]
     for rows, pages, chunk in ((8, None, 256), (5, 10, 7)):
         core = Core(model, chat(), rows, pages, chunk, drafts=True)
         ended = under_traffic(core, asked, draw)
@@ -85,14 +93,9 @@ def test_in_exact_mode_they_change_no_bit(name: str, learnt: bool) -> None:
         assert core.scheduler.pages.used == 0
 
 
-def run_alone(request: Request, core: Core) -> Completion:
-    core.add("it", request)
-    return run(core)["it"]
-
-
 @pytest.mark.usefixtures("undoubted")
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, PACKED])
 def test_who_learnt_to_look_ahead_takes_fewer_steps(name: str, temperature: float) -> None:
     model = taught(name, exact=True)
     plain, ahead = Core(model, chat(), 4), Core(model, chat(), 4, drafts=True)
@@ -130,7 +133,7 @@ def test_over_the_cache_the_layer_sees_what_it_sees_in_training(name: str, monke
     model = model_of(SHAPES[name], seed=2, std=0.1)
     core = Core(model, chat(), 1, chunk=8, prefill=8, drafts=True)
     prompt = tokens_of(21)
-    answer = run_alone(Request(tuple(prompt), Sampling(max_tokens=20, temperature=1.0, ignore_end=True)), core)
+    answer = alone(Request(tuple(prompt), Sampling(max_tokens=20, temperature=1.0, ignore_end=True)), core)
     ids = torch.tensor([*prompt, *answer.tokens])
     with torch.inference_mode():
         documents = Documents([len(ids)])
@@ -182,7 +185,7 @@ def test_guesses_that_are_wrong_are_soon_not_asked_for() -> None:
 
 def test_penalties_are_not_looked_ahead_of() -> None:
     core = Core(model_of(SHAPES["moe"]), chat(), 2, drafts=True)
-    run_alone(Request(tuple(tokens_of(9)), Sampling(max_tokens=20, frequency_penalty=1.0, ignore_end=True)), core)
+    alone(Request(tuple(tokens_of(9)), Sampling(max_tokens=20, frequency_penalty=1.0, ignore_end=True)), core)
     assert core.outlook is not None
     assert (core.outlook.passes, core.counts["drafted"]) == (0, 0)
 
