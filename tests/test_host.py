@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from serving import saved
 
-from mull.engine.host import DiedError, Host
+from mull.engine.host import DiedError, Host, StoppedError
 from mull.types import Request, Sampling
 
 LONG = Request((5, 6, 7), Sampling(max_tokens=900, ignore_end=True))
@@ -64,6 +64,20 @@ def test_a_dead_engine_has_no_figures_and_its_answers_say_so(options: dict[str, 
         await host.stop()
 
     asyncio.run(die())
+
+
+def test_an_engine_that_is_stopped_says_that_it_does_not_come_back(options: dict[str, Any]) -> None:
+    async def stop() -> None:
+        host = Host(options)
+        await host.start()
+        ticket = await drawing(host)
+        await host.stop()
+        with pytest.raises(StoppedError, match=r"^The server is shutting down, before this answer ended\.$"):
+            async for _ in ticket:
+                pass
+        assert host.restarts == 0
+
+    asyncio.run(stop())
 
 
 @pytest.mark.parametrize("line", ["nonsense", "[1]", '{"step": [["r1", {"no": 1}]]}', "x" * (1 << 25)], ids=range(4))

@@ -18,7 +18,7 @@ import pytest
 from fastapi import FastAPI
 from serving import TINY, Server, saved, serving
 
-from mull.engine.host import BusyError, DiedError
+from mull.engine.host import BusyError, DiedError, NoRoomError, StoppedError
 from mull.serve.app import build
 from mull.serve.dialogue import Ask, Dialogue, Event
 from mull.serve.errors import ApiError, LateError, TooLongError, of, of_validation
@@ -175,6 +175,7 @@ def test_a_stream_is_framed_as_events(server: Server) -> None:
 
 
 def test_the_queue_is_bounded_and_says_when_to_come_again(server: Server) -> None:
+    wait_for(lambda: not server.host.tickets)  # the last test's
     with closing(connect(server)) as client:
         client.sendall(request_of(json.dumps({**LONG, "n": 6}).encode()))
         wait_for(lambda: len(server.host.tickets) == 6)
@@ -183,6 +184,26 @@ def test_the_queue_is_bounded_and_says_when_to_come_again(server: Server) -> Non
             assert busy.status_code == 503
             assert int(busy.headers["retry-after"]) >= 1
             assert "queue is full" in busy.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(("path", "body"), [
+    ("/v1/chat/completions", {**LONG, "n": 4}),
+    ("/v1/completions", {"prompt": ["a", "b"], "n": 2, "max_tokens": 900}),
+])  # fmt: skip
+def test_a_request_for_which_there_is_half_of_the_room_is_refused_whole(
+    server: Server, path: str, body: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wait_for(lambda: not server.host.tickets)  # the last test's
+    settled, told, send = len(BOOKS.spent), list[Any](), server.host.send
+    with closing(connect(server)) as client:
+        client.sendall(request_of(json.dumps({**LONG, "n": 3}).encode()))
+        wait_for(lambda: len(server.host.tickets) == 3)
+        monkeypatch.setattr(server.host, "send", lambda message: (told.append(message), send(message)))
+        busy = post(server, body, path)
+        assert told == []  # none of it was begun
+    assert (busy.status_code, busy.headers["retry-after"]) == (429, "1")
+    assert "room for 3 more answers now, not for 4" in busy.json()["error"]["message"]
+    assert any(one.prompt_tokens == one.completion_tokens == 0 for one in BOOKS.spent[settled:])
 
 
 def test_where_the_engine_dies_every_client_hears_of_it(server: Server) -> None:
@@ -308,7 +329,9 @@ def test_our_own_mistakes_show_nothing_of_the_request(server: Server, caplog: py
     (ApiError(404, "x"), 404, "not_found_error", "not_found_error"),
     (ApiError(413, "x"), 413, "invalid_request_error", "request_too_large"),
     (ApiError(429, "x"), 429, "rate_limit_error", "rate_limit_error"),
+    (NoRoomError("x", 3), 429, "rate_limit_error", "rate_limit_error"),
     (BusyError("x", 3), 503, "server_error", "overloaded_error"),
+    (StoppedError("x"), 503, "server_error", "overloaded_error"),
     (DiedError("x"), 503, "server_error", "overloaded_error"),
     (LateError("x"), 504, "timeout_error", "timeout_error"),
     (KeyError(SECRET), 500, "server_error", "api_error"),
@@ -323,7 +346,8 @@ def test_errors_have_each_protocols_form(error: Exception, status: int, openai: 
         "type": "error", "error": {"type": anthropic, "message": known.message}, "request_id": "req_1",
     }  # fmt: skip
     assert SECRET not in known.message
-    assert (known.headers.get("retry-after") is not None) is (status == 503)
+    busy = isinstance(error, BusyError | DiedError)
+    assert (known.headers.get("retry-after") is not None) is busy
 
 
 def test_of_several_mistakes_the_deepest_is_told() -> None:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from serving import TINY, Lesson, taught
 from small import chat
 
-from mull.engine.host import BusyError, DiedError, Host
+from mull.engine.host import BusyError, DiedError, Host, NoRoomError
 from mull.serve.calls import grammar_for, parser_for
 from mull.serve.dialogue import Ask, Choice, Dialogue, Event, gather, merged, usage
 from mull.serve.effort import BUDGETS, EFFORTS, budgeted, switched, thinks
@@ -141,20 +141,27 @@ def test_a_task_that_is_cancelled_ends_its_answer(run: Any, host: Host) -> None:
     run(work)
 
 
-def test_all_choices_find_room_or_none_does(run: Any, host: Host) -> None:
+def test_all_choices_find_room_or_none_does(run: Any, host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     async def work(dialogue: Dialogue) -> None:
+        told, send = [], host.send
+        monkeypatch.setattr(host, "send", lambda message: (told.append(message), send(message)))
         first = dialogue.answer(replace(LONG, n=5))
         await anext(first)
         with pytest.raises(UserError, match="at most 8"):  # never, not later
             await anext(dialogue.answer(replace(LONG, n=9)))
-        with pytest.raises(BusyError, match="queue is full") as busy:
-            await anext(dialogue.answer(replace(LONG, n=4)))
-        assert busy.value.retry_after >= 1
-        assert len(host.tickets) == 5
+        del told[:]
+        for asks in ([replace(LONG, n=4)], [replace(LONG, votes=4)], [LONG, replace(LONG, n=2), LONG]):
+            with pytest.raises(NoRoomError, match="room for 3 more answers now, not for 4") as busy:
+                await anext(dialogue.answer(*asks))
+            assert busy.value.retry_after >= 1
+            assert len(host.tickets) == 5
+        assert told == []  # the engine has heard nothing of them
         last = dialogue.answer(replace(LONG, n=3))
         waiting = asyncio.create_task(anext(last))
         await asyncio.sleep(0.05)
         assert len(host.tickets) == ROWS + QUEUE
+        with pytest.raises(BusyError, match="queue is full"):
+            await anext(dialogue.answer(LONG))
         await first.aclose()
         await waiting
         await last.aclose()

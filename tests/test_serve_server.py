@@ -149,7 +149,8 @@ def test_answers_that_take_too_long_to_drain_are_told(folder: Path, tmp_path: Pa
         response = server.stream({**LONG, "n": 8})
         server.process.send_signal(signal.SIGTERM)
         rest = response.read()
-        assert b'"error"' in rest
+        assert b'"error":{"message":"The server is shutting down, before this answer ended."' in rest
+        assert b"again" not in rest  # it does not come back
         assert server.process.wait(20) == 0
 
 

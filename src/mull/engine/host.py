@@ -31,12 +31,20 @@ class BusyError(Exception):
         self.retry_after = retry_after
 
 
+class NoRoomError(BusyError):
+    """There is room, but not for all that is asked for together."""
+
+
 class RefusedError(UserError):
     """The engine will not serve this request, and says why."""
 
 
 class DiedError(Exception):
     """The engine died before the answer ended."""
+
+
+class StoppedError(DiedError):
+    """It was told to end, and does not start again."""
 
 
 class Ticket:
@@ -147,8 +155,11 @@ class Host:
         """Who waits is told, and the process starts again unless that is not wanted."""
         self.alive, self.stats = False, {}
         waiting, self.tickets = self.tickets, {}
+        why = DiedError("The engine stopped before this answer ended; it starts again.")
+        if self.closing:
+            why = StoppedError("The server is shutting down, before this answer ended.")
         for ticket in waiting.values():
-            ticket.inbox.put_nowait(DiedError("The engine stopped before this answer ended; it starts again."))
+            ticket.inbox.put_nowait(why)
         if not self.closing:
             self.restarts += 1
             self._restarting = asyncio.create_task(self._again())
@@ -172,12 +183,19 @@ class Host:
                 await asyncio.sleep(wait)
                 wait = min(2 * wait, 30)
 
-    def submit(self, request: Request, salt: str = "") -> Ticket:
-        """Raises BusyError. Requests of different salts share no cached prompts."""
+    def must_hold(self, count: int) -> None:
+        """Raises BusyError unless `count` more requests find room now, all of them."""
         if self.closing or not self.alive:
             raise BusyError("The engine is starting." if not self.closing else "The server is shutting down.", 2)
-        if len(self.tickets) >= self.rows + self.queue:
+        room = self.rows + self.queue - len(self.tickets)
+        if room <= 0:
             raise BusyError(f"The queue is full: {self.rows} requests are being answered and {self.queue} wait.")
+        if count > room:
+            raise NoRoomError(f"There is room for {room} more answers now, not for {count}: ask for fewer, or later.")
+
+    def submit(self, request: Request, salt: str = "") -> Ticket:
+        """Raises BusyError. Requests of different salts share no cached prompts."""
+        self.must_hold(1)
         ticket = Ticket(self, f"r{next(self._names)}", len(request.tokens))
         self.tickets[ticket.name] = ticket
         self.send({"add": ticket.name, "request": wire.request_to(request), "salt": salt})
@@ -193,7 +211,7 @@ class Host:
             self._process.kill()
 
     async def stop(self) -> None:
-        """End the process; requests that are under way get DiedError."""
+        """End the process; requests that are under way get StoppedError."""
         self.closing = True
         if self._process is None:
             return
@@ -206,4 +224,4 @@ class Host:
             await self._listening
 
 
-__all__ = ["BusyError", "DiedError", "Host", "RefusedError", "Ticket"]
+__all__ = ["BusyError", "DiedError", "Host", "NoRoomError", "RefusedError", "StoppedError", "Ticket"]

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, M
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from itertools import takewhile
+from itertools import chain, takewhile
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from mull.engine.host import Host, Ticket
@@ -45,6 +45,11 @@ class Ask:
     template: Mapping[str, Any] = field(default_factory=dict)  # chat_template_kwargs: enable_thinking, thinking
     salt: str = ""  # of the prefix cache: the key's identity, and what the client adds
     logprobs: bool = False  # events carry those of their tokens
+
+    @property
+    def choices(self) -> int:
+        """Answers that are drawn for it."""
+        return max(self.n, self.votes)
 
 
 class Scored(NamedTuple):
@@ -164,41 +169,51 @@ class Dialogue:
         sampling = replace(ask.sampling, thinking=self._thinks(ask), verbatim=not ask.messages, grammar=grammar)
         return Request(prompt, effort.budgeted(sampling, ask.effort, room), (0,))
 
-    async def answer(self, ask: Ask, tickets: list[Ticket] | None = None) -> AsyncGenerator[Event]:
-        """Events of all choices as they come; broken off (aclose), it cancels what is under way.
-
-        `tickets` is a list to be filled: they count what the engine does, also what no event tells of (`used`).
-        Raises UserError, BusyError, DiedError and LateError; the first two before any event.
-        """
-        if ask.votes > 1 and ask.n > 1:
+    def must_fit(self, asks: Sequence[Ask]) -> None:
+        """Raises UserError for more answers than there is ever room for: waiting would be no use."""
+        count, most = sum(ask.choices for ask in asks), self.host.rows + self.host.queue
+        if any(ask.votes > 1 for ask in asks) and (len(asks) > 1 or asks[0].n > 1):
             raise UserError("votes draws several answers and gives one of them; n must be 1 then.")
-        count, most = max(ask.n, ask.votes), self.host.rows + self.host.queue
         if count > most:
             raise UserError(f"This server has room for at most {most} answers at a time, not {count}.")
-        request = await self.aside(self.request, ask)
+
+    async def answer(self, *asks: Ask, tickets: list[list[Ticket]] | None = None) -> AsyncGenerator[Event]:
+        """Events of all choices as they come; broken off (aclose), it cancels what is under way.
+
+        Several asks: their choices are numbered on, and all are drawn or none is. `tickets` is a list to be filled,
+        with those of each ask: they count what the engine does, also what no event tells of (`used`).
+        Raises UserError, BusyError, DiedError and LateError; the first two before any event.
+        """
+        self.must_fit(asks)
+        requests = [await self.aside(self.request, ask) for ask in asks]
         tickets = [] if tickets is None else tickets
         late = None
         try:
-            for choice in range(count):  # one by one: those before one that is refused are cancelled
-                tickets.append(self.host.submit(replace(request, key=(choice,)), ask.salt))
+            self.host.must_hold(sum(ask.choices for ask in asks))  # nobody comes between this and the last of them
+            for ask, request in zip(asks, requests, strict=True):
+                own = [self.host.submit(replace(request, key=(at,)), ask.salt) for at in range(ask.choices)]
+                tickets.append(own)
             late = asyncio.get_running_loop().call_later(self.limits.seconds, self._late, tickets)
-            events = self._told(ask, request, tickets)
-            async with aclosing(self._voted(events) if ask.votes > 1 else events) as heard:
+            events = self._told(asks, requests, tickets)
+            async with aclosing(self._voted(events) if asks[0].votes > 1 else events) as heard:
                 async for event in heard:
                     yield event
         finally:
-            for ticket in tickets:
+            for ticket in chain(*tickets):
                 ticket.cancel()
             if late is not None:
                 late.cancel()
 
-    def _late(self, tickets: Sequence[Ticket]) -> None:
-        for ticket in tickets:
+    def _late(self, tickets: Sequence[Sequence[Ticket]]) -> None:
+        for ticket in chain(*tickets):
             ticket.inbox.put_nowait(LateError(f"The answer took longer than {self.limits.seconds:g} seconds."))
 
-    async def _told(self, ask: Ask, request: Request, tickets: Sequence[Ticket]) -> AsyncGenerator[Event]:
-        choices = [_Teller(index, self.chat, ask, request) for index in range(len(tickets))]
-        async with aclosing(merged([aiter(ticket) for ticket in tickets])) as deltas:
+    async def _told(
+        self, asks: Sequence[Ask], requests: Sequence[Request], tickets: Sequence[Sequence[Ticket]]
+    ) -> AsyncGenerator[Event]:
+        owners = [one for one in zip(asks, requests, strict=True) for _ in range(one[0].choices)]
+        choices = [_Teller(index, self.chat, *owner) for index, owner in enumerate(owners)]
+        async with aclosing(merged([aiter(ticket) for ticket in chain(*tickets)])) as deltas:
             async for index, delta in deltas:
                 for event in choices[index].hear(delta):
                     yield event

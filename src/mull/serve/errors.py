@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 from typing import Any, Literal
 
-from mull.engine.host import BusyError, DiedError
+from mull.engine.host import BusyError, DiedError, NoRoomError, StoppedError
 from mull.types import UserError
 
 Api = Literal["openai", "anthropic"]
@@ -19,6 +19,7 @@ OPENAI = {
     500: "server_error", 503: "server_error", 504: "timeout_error",
 }  # fmt: skip
 ANTHROPIC = OPENAI | {413: "request_too_large", 500: "api_error", 503: "overloaded_error"}
+DRAIN_RETRY = 5  # seconds after which another server may be up
 START_RETRY = 2  # seconds in which an engine has mostly started again
 BRANCHES = ("str", "int", "float", "bool", "constrained-str", "function-")  # pydantic's names for parts of a union
 
@@ -68,8 +69,12 @@ def of(error: BaseException) -> ApiError:
             return ApiError(400, str(error), "messages", "context_length_exceeded")
         case UserError():
             return ApiError(400, str(error))
+        case NoRoomError():
+            return ApiError(429, str(error), code="rate_limit_exceeded", retry_after=error.retry_after)
         case BusyError():
             return ApiError(503, str(error), code="overloaded", retry_after=error.retry_after)
+        case StoppedError():
+            return ApiError(503, str(error), code="shutting_down", retry_after=DRAIN_RETRY)
         case DiedError():
             # within a stream there are no headers: the sentence says it
             why = f"{error} Ask again in {START_RETRY} seconds."
@@ -111,4 +116,7 @@ def _names_a_branch(part: object) -> bool:
     return isinstance(part, str) and ("[" in part or part.startswith(BRANCHES) or part[:1].isupper())
 
 
-__all__ = ["START_RETRY", "Api", "ApiError", "LateError", "TooLongError", "noted", "of", "of_validation", "refused"]
+__all__ = [
+    "DRAIN_RETRY", "START_RETRY", "Api", "ApiError", "LateError", "TooLongError", "noted", "of", "of_validation",
+    "refused",
+]  # fmt: skip

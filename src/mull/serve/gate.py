@@ -8,15 +8,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, MutableMapping
+from collections.abc import AsyncGenerator, MutableMapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from mull.engine.host import BusyError, RefusedError, Ticket
-from mull.serve.dialogue import Ask, Dialogue, Event, merged, used
+from mull.engine.host import RefusedError, Ticket
+from mull.serve.dialogue import Ask, Dialogue, Event, used
 from mull.serve.errors import Api
-from mull.types import UserError
 
 Scope = MutableMapping[str, Any]
 
@@ -95,45 +94,33 @@ class Visit:
 
         Raises what Dialogue.answer does, and ApiError where the house refuses.
         """
-        host = self.dialogue.host
-        count, most = sum(max(ask.n, ask.votes) for ask in asks), host.rows + host.queue
-        if count > most:  # the queue would be full for it for ever
-            raise UserError(f"This server has room for at most {most} answers at a time, not {count}.")
+        self.dialogue.must_fit(asks)
         for ask in asks:
             self.gate.allow(self.who, ask)
         asks = tuple(replace(ask, salt=f"{self.who.salt}/{ask.salt}") for ask in asks)
-        firsts = [sum(ask.n for ask in asks[:at]) for at in range(len(asks))]
+        tickets: list[list[Ticket]] = []
         try:
-            async with aclosing(merged([self._one(ask) for ask in asks])) as events:
-                async for at, event in events:
-                    yield replace(event, index=event.index + firsts[at]) if firsts[at] else event
-        finally:
-            await self._settle()
-
-    async def _one(self, ask: Ask) -> AsyncGenerator[Event]:
-        """Those of one ask. It is counted at the engine: who leaves before the first event has used it all the same."""
-        tickets: list[Ticket] = []
-        try:
-            async with aclosing(self.dialogue.answer(ask, tickets)) as events:
+            async with aclosing(self.dialogue.answer(*asks, tickets=tickets)) as events:
                 async for event in events:
                     if event.finish is not None and event.index == 0:
                         self.spent.finish = event.finish
                     yield event
-        except (BusyError, RefusedError):
-            tickets.clear()  # the engine did nothing for it
+        except RefusedError:
+            tickets = [own for own in tickets if any(one.made for one in own)]  # for the others nothing was done
             raise
         finally:
-            counted = used(tickets)
+            await self._settle(tickets)
+
+    async def _settle(self, tickets: Sequence[Sequence[Ticket]]) -> None:
+        """It is counted at the engine: who leaves before the first event has used it all the same."""
+        for own in tickets:
+            counted = used(own)
             self.spent.prompt_tokens += counted["prompt_tokens"]
             self.spent.cached_tokens += counted["cached_tokens"]
             self.spent.completion_tokens += counted["completion_tokens"]
             self.spent.reasoning_tokens += counted["reasoning_tokens"]
-            firsts = [one.first - self.began for one in tickets if one.first is not None]
-            if before := self.spent.first_seconds:
-                firsts.append(before)  # of another ask of this visit
-            self.spent.first_seconds = min(firsts, default=0.0)
-
-    async def _settle(self) -> None:
+        firsts = [one.first - self.began for own in tickets for one in own if one.first is not None]
+        self.spent.first_seconds = min(firsts, default=0.0)
         self.spent.seconds = time.monotonic() - self.began
         self.usd = await self.gate.settle(self.who, self.spent)
 

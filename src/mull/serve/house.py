@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mull.serve import keys, limits, usage
 from mull.serve.dialogue import Ask
-from mull.serve.errors import Api, ApiError
+from mull.serve.errors import DRAIN_RETRY, Api, ApiError
 from mull.serve.gate import Scope, Spent, Who
 from mull.serve.keys import Allowance
 from mull.serve.metrics import Metrics
@@ -23,8 +23,6 @@ from mull.serve.price import Shares
 from mull.serve.settings import Settings
 from mull.serve.store import connect
 from mull.serve.usage import ANYBODY, Entry, Used, Writer
-
-DRAIN_RETRY = 5  # seconds after which another server may be up
 
 
 @dataclass
@@ -76,7 +74,7 @@ class House:
     def allow(self, who: Who, ask: Ask) -> None:
         """Raises ApiError or UserError. A visit asks once or several times, and enters with the first."""
         assert isinstance(who, Guest)
-        choices = max(ask.n, ask.votes)
+        choices = ask.choices
         try:
             limits.check(ask, self.settings.limits)
             self._leave_room(who, choices)

@@ -24,9 +24,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from mull.engine.host import Host
 from mull.serve.app import api_of
 from mull.serve.dialogue import a_name
-from mull.serve.errors import START_RETRY, ApiError
+from mull.serve.errors import DRAIN_RETRY, START_RETRY, ApiError
 from mull.serve.gate import Visit
-from mull.serve.house import DRAIN_RETRY, House
+from mull.serve.house import House
 from mull.serve.metrics import CONTENT_TYPE, Metrics
 
 NAMES = ("localhost", "ip6-localhost")

@@ -49,7 +49,7 @@ class Settings(Config):
     device: str = "auto"
     exact: bool = False  # the same bits in any company; slower
     rows: int = Field(default=16, ge=1)  # answers drawn at a time
-    queue: int = Field(default=64, ge=0)  # that wait behind them; more get 503
+    queue: int = Field(default=64, ge=0)  # that wait behind them; more get 503 (or 429, where some of them find room)
     connections: int = Field(default=512, ge=1)  # open at a time
     drain_seconds: float = Field(default=30.0, ge=0)  # that answers under way have when the server is told to end
     open: bool = False  # anybody who reaches the server may ask, keys or not
