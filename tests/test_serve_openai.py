@@ -516,14 +516,10 @@ def test_a_conversation_that_is_too_long_has_the_code_that_clients_look_for(ask:
     assert refused.value.code == "context_length_exceeded"
 
 
-def test_another_model_is_not_found(ask: Any, client: Any) -> None:
+def test_another_model_is_not_found(ask: Any) -> None:
     with pytest.raises(openai.NotFoundError, match="this server has 'tiny'") as refused:
         ask(model="gpt-5")
     assert refused.value.code == "model_not_found"
-    assert [model.id for model in client.models.list()] == ["tiny"]
-    assert client.models.retrieve("tiny").max_model_len == 1024
-    with pytest.raises(openai.NotFoundError):
-        client.models.retrieve("tiny/other")
 
 
 @pytest.mark.parametrize(("status", "kind"), [

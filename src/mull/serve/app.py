@@ -18,7 +18,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mull.engine.host import BusyError, DiedError
-from mull.serve import anthropic, completions, openai, responses
+from mull.serve import anthropic, completions, models, openai, responses
 from mull.serve.bodies import Bodies, again
 from mull.serve.dialogue import Dialogue, a_name
 from mull.serve.errors import Api, ApiError, LateError, noted, of, of_validation
@@ -28,7 +28,7 @@ from mull.serve.settings import Limits
 from mull.serve.sse import GoneError
 from mull.types import UserError
 
-PROTOCOLS = (openai.routes, completions.routes, responses.routes, anthropic.routes)  # each makes those of a dialogue
+PROTOCOLS = (models.routes, openai.routes, completions.routes, responses.routes, anthropic.routes)  # of a dialogue
 WITH_BODY = ("POST", "PUT", "PATCH")
 
 
@@ -45,8 +45,11 @@ def build(dialogue: Dialogue, gate: Gate | None = None, limits: Limits | None = 
     return app
 
 
-def api_of(path: str) -> Api:
-    return "anthropic" if path.startswith("/v1/messages") else "openai"
+def api_of(scope: Scope) -> Api:
+    """Models are asked for by clients of both: Anthropic's name the version that they speak."""
+    path, versions = scope["path"], (name == b"anthropic-version" for name, _ in scope["headers"])
+    theirs = path.startswith("/v1/messages") or (path.startswith("/v1/models") and any(versions))
+    return "anthropic" if theirs else "openai"
 
 
 async def _say(request: Request, error: Exception) -> Response:
@@ -85,7 +88,7 @@ class Door:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        api = api_of(scope["path"])
+        api = api_of(scope)
         visit = Visit(a_name("req_"), api, self.dialogue, self.gate, self.limits.stall_seconds)
         scope.setdefault("state", {})["visit"] = visit
         name = b"request-id" if api == "anthropic" else b"x-request-id"

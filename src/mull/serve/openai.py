@@ -1,4 +1,4 @@
-"""OpenAI's Chat Completions and Models, for any client of them.
+"""OpenAI's Chat Completions, for any client of them.
 
 What the API does not have, and clients that do not look for it never see: `reasoning_content` and `reasoning` (the same
 text under both names) beside content, `seed` (the one drawn where none was given), `votes` where there was a vote, and
@@ -18,7 +18,7 @@ from fastapi.requests import Request
 from starlette.responses import Response
 
 from mull.serve.dialogue import Ask, Choice, Dialogue, Event, Scored, ToolCall, a_name, gather
-from mull.serve.errors import ApiError, noted, refused
+from mull.serve.errors import noted, refused
 from mull.serve.gate import Visit, visit_of
 from mull.serve.openai_asks import ChatRequest, StreamOptions
 from mull.serve.sse import streamed, unless_gone
@@ -167,9 +167,6 @@ def _call(call: ToolCall) -> dict[str, Any]:
 
 def routes(dialogue: Dialogue) -> APIRouter:
     router = APIRouter()
-    born = int(time.time())
-    card = {"id": dialogue.name, "object": "model", "created": born, "owned_by": "mull"}
-    card["max_model_len"], card["thinks"] = dialogue.max_length, dialogue.chat.thinks
 
     @router.post("/v1/chat/completions")
     async def chat(body: ChatRequest, request: Request) -> Response:
@@ -178,17 +175,6 @@ def routes(dialogue: Dialogue) -> APIRouter:
         if body.stream:
             return await streamed(request, answer.frames(), failed(visit), stall=visit.stall)
         return reply(await unless_gone(request, answer.whole()))
-
-    @router.get("/v1/models")
-    async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [card]}
-
-    @router.get("/v1/models/{model:path}")
-    async def model(model: str) -> dict[str, Any]:
-        if model != dialogue.name:
-            why = f"There is no model {model[:80]!r} here; this server has {dialogue.name!r}."
-            raise ApiError(404, why, "model", "model_not_found")
-        return card
 
     return router
 

@@ -84,7 +84,7 @@ class Porch:
             if not await self._own(scope, heard, bool(shared)):
                 await self.app(scope, read, heard)
         except ApiError as error:
-            body = json.dumps(error.body(api_of(scope["path"]), a_name("req_"))).encode()
+            body = json.dumps(error.body(api_of(scope), a_name("req_"))).encode()
             await _send(heard, error.status, body, b"application/json", _headers(error))
         finally:
             self._ended(scope, status, time.perf_counter() - began)
