@@ -28,12 +28,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from serving import TINY, Server, serving
+from small import chat
+from starlette.testclient import TestClient
 
+from mull.engine.host import Host
 from mull.serve.anthropic import Count, Create, Telling, ask_of
-from mull.serve.dialogue import Event, ToolCall
+from mull.serve.app import build
+from mull.serve.dialogue import Dialogue, Event, ToolCall
 from mull.serve.errors import ApiError
 from mull.serve.gate import Open, Who
 from mull.serve.settings import Limits
+from mull.text.chat import Chat
 from mull.types import Completion, Message, UserError
 
 EVENT: TypeAdapter[Any] = TypeAdapter(RawMessageStreamEvent)
@@ -249,6 +254,20 @@ def test_thoughts_that_are_not_to_be_shown_are_not() -> None:
     stream, message = told(events, thinking={"type": "adaptive", "display": "omitted"})
     assert "secret" not in json.dumps(stream) + json.dumps(message)
     assert message["content"][0]["thinking"] == "" and message["content"][0]["signature"]
+
+
+def test_a_model_that_does_not_think_is_not_made_to() -> None:
+    mute = Chat(chat().tokenizer, "{{ messages[-1].content }}")
+    client = TestClient(build(Dialogue(Host({}), mute, "tiny", 1024)))
+    body = {"messages": [{"role": "user", "content": "Hi"}]}
+    for path, more in (("", {"max_tokens": 9}), ("/count_tokens", {})):
+        thinking = {"type": "enabled", "budget_tokens": 5}
+        said = client.post(f"/v1/messages{path}", json={**body, **more, "thinking": thinking})
+        assert said.status_code == 400
+        assert "does not think" in said.json()["error"]["message"]
+    for kind in ("adaptive", "disabled"):
+        counted = client.post("/v1/messages/count_tokens", json={**body, "thinking": {"type": kind}})
+        assert counted.json() == {"input_tokens": len(mute.tokenizer.encode("Hi"))}
 
 
 pieces = st.one_of(

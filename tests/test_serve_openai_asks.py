@@ -132,6 +132,17 @@ def test_messages_keep_what_they_hold() -> None:
     )
 
 
+@pytest.mark.parametrize("kind", [ChatRequest, TextRequest])
+def test_stop_tokens_are_of_the_vocabulary(kind: Any) -> None:
+    size = DIALOGUE.chat.tokenizer.vocab_size
+    body = {"messages": HELLO} if kind is ChatRequest else {"prompt": "a"}
+    assert asked(kind, {**body, "stop_token_ids": [0, size - 1]})[0].sampling.stop_tokens == (0, size - 1)
+    for wrong in (-1, size, 10**30):
+        with pytest.raises(ApiError, match=f"they are 0 to {size - 1}") as refused:
+            asked(kind, {**body, "stop_token_ids": [1, wrong]})
+        assert (refused.value.status, refused.value.param) == (400, "stop_token_ids")
+
+
 def test_a_plain_prompt_begins_as_the_model_is_used_to() -> None:
     t = chat().tokenizer
     assert ids_of("ab", t) == tuple(t.encode("ab"))

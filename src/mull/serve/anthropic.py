@@ -4,7 +4,8 @@
 told, so both end in the same message. Where it differs from Anthropic's own:
 
 - budget_tokens may be any number from 1 (theirs is 1024 and up): small models think shortly. It is kept exactly.
-- Without `thinking` the model does as it would: a reasoning model thinks. {"type": "disabled"} stops it.
+- Without `thinking` the model does as it would: a reasoning model thinks. {"type": "disabled"} stops it. For one that
+  does not think {"type": "enabled"} is refused, as theirs is.
 - A thinking block's signature is the SHA-256 of its text: it shows whether a block was changed. It is not checked, as
   whoever holds the conversation may write what they like into it.
 - redacted_thinking cannot be read here and is left out. With display "omitted" the thinking is empty, and lost.
@@ -447,6 +448,8 @@ def routes(dialogue: Dialogue) -> APIRouter:
         if body.model and body.model != dialogue.name:
             why = f"There is no model {body.model[:80]!r} here; this server has {dialogue.name!r}."
             raise ApiError(404, why, "model", "model_not_found")
+        if body.thinking is not None and body.thinking.type == "enabled" and not dialogue.chat.thinks:
+            raise refused("This model does not think: leave `thinking` out, or give type disabled.", "thinking")
         return ask_of(body)
 
     @router.post("/v1/messages")

@@ -192,7 +192,7 @@ class Drawing(Shape):
             seed=a_seed() if self.seed is None else self.seed,
             logit_bias=self._biases(dialogue.chat.tokenizer.vocab_size),
             stop=self._stops(),
-            stop_tokens=tuple(self.stop_token_ids or ()),
+            stop_tokens=self._stop_tokens(dialogue.chat.tokenizer.vocab_size),
             ignore_end=bool(self.ignore_eos),
             grammar=self.grammar(),
         )
@@ -202,6 +202,13 @@ class Drawing(Shape):
         if "" in stops:
             raise refused("stop: an empty text would stop every answer before it begins.", "stop")
         return stops
+
+    def _stop_tokens(self, vocab: int) -> tuple[int, ...]:
+        given = tuple(self.stop_token_ids or ())
+        if (wrong := next((token for token in given if not 0 <= token < vocab), None)) is not None:
+            why = f"stop_token_ids: {str(wrong)[:20]} is no token id; they are 0 to {vocab - 1}."
+            raise refused(why, "stop_token_ids")
+        return given
 
     def _biases(self, vocab: int) -> tuple[tuple[int, float], ...]:
         biases = []
