@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import jsonschema_rs
 import pytest
@@ -18,6 +22,7 @@ from small import chat
 from tokenizers import decoders, models, normalizers
 
 from mull import hub
+from mull.engine import grammar as module
 from mull.engine.grammar import CHOICES, Grammars, Matcher, check, vocabulary
 from mull.engine.sampler import Draw, draw, uniform
 from mull.text.chat import Chat
@@ -295,6 +300,46 @@ def test_without_xgrammar_the_user_is_told_what_to_install(monkeypatch: pytest.M
     with pytest.raises(UserError, match=r"pip install 'mull\[serve\]'"):
         made.compile(Grammar("json"))
     made.close()
+
+
+def test_a_slow_machine_refuses_no_good_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the process takes to begin and to answer: it is patience with one that does nothing that ends."""
+    monkeypatch.setattr(module, "PATIENCE", 0.02)
+    ticks = itertools.count()
+    monkeypatch.setattr(module, "_ticks", lambda pid: next(ticks))
+    made = Grammars(chat().tokenizer, VOCAB)
+    try:
+        assert spoken(made, Grammar("choice", '["a"]'), 1) == "a"
+    finally:
+        made.close()
+
+
+def test_a_process_that_does_nothing_is_ended_and_the_form_may_be_asked_for_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = Grammars(chat().tokenizer, VOCAB)
+    try:
+        made.compile(Grammar("choice", '["a"]'))
+        process = made._process
+        assert process is not None
+        os.kill(process._inner.pid, signal.SIGSTOP)
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "PATIENCE", 0.1)
+            with pytest.raises(UserError, match=r"did nothing for 0\.1 seconds"):
+                made.compile(Grammar("choice", '["b"]'))
+        assert spoken(made, Grammar("choice", '["b"]'), 1) == "b"
+    finally:
+        made.close()
+
+
+def test_cpu_time_of_a_process_is_the_kernels() -> None:
+    if not Path("/proc/self/stat").exists():
+        pytest.skip("there is no /proc here")
+    before, begun = module._ticks(os.getpid()), time.process_time()
+    while time.process_time() < begun + 0.2:
+        pass
+    assert 10 <= module._ticks(os.getpid()) - before <= 200
+    assert module._ticks(1 << 30) == 0
 
 
 # Vocabularies

@@ -38,7 +38,7 @@ from mull.text.tokenizer import Tokenizer
 from mull.types import Grammar, UserError
 
 SECONDS = 5  # of CPU time for one grammar
-PATIENCE = 60.0  # seconds of a clock, on a machine that has no time; and for the process to begin
+PATIENCE = 60.0  # seconds of a clock in which the process does nothing at all, though it was asked
 MEMORY = 1 << 30  # bytes for one grammar
 LARGEST = 1 << 26  # bytes of a compiled grammar
 REMEMBERED, REMEMBERED_BYTES = 256, 1 << 28
@@ -243,9 +243,8 @@ class _Process:
 
     def _ask(self, line: bytes) -> bytes | None:
         assert self._inner.stdin is not None and self._inner.stdout is not None
-        late = threading.Event()
-        watch = threading.Timer(PATIENCE, lambda: (late.set(), self._inner.kill()))
-        watch.start()
+        answered, late = threading.Event(), threading.Event()
+        threading.Thread(target=self._watch, args=(answered, late), daemon=True).start()
         try:
             self._inner.stdin.write(line + b"\n")
             self._inner.stdin.flush()
@@ -253,16 +252,36 @@ class _Process:
         except OSError:
             answer = b""
         finally:
-            watch.cancel()
+            answered.set()
         if answer.endswith(b"\n"):
             return answer
         self.end()
         if late.is_set():
-            raise TimeoutError(f"The grammar was not compiled within {PATIENCE:.0f} seconds; the machine is busy.")
+            why = f"The process that compiles grammars did nothing for {PATIENCE:g} seconds; the machine is too busy."
+            raise TimeoutError(why)
         return None
+
+    def _watch(self, answered: threading.Event, late: threading.Event) -> None:
+        """Ends a process that does nothing. One that is slow is the machine's fault; what it may use is bounded."""
+        used = _ticks(self._inner.pid)
+        while not answered.wait(PATIENCE):
+            if (now := _ticks(self._inner.pid)) == used:
+                late.set()
+                self._inner.kill()
+                return
+            used = now
 
     def end(self) -> None:
         _ended(self._inner)
+
+
+def _ticks(pid: int) -> int:
+    """CPU time that a process has used, in the kernel's hundredths of a second; always 0 where there is no /proc."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()  # a name may hold anything
+    except OSError:
+        return 0
+    return int(fields[11]) + int(fields[12])
 
 
 def _ended(process: subprocess.Popen[bytes]) -> None:
