@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 from small import chat
+from starlette.testclient import TestClient
 
 from mull.engine.host import Host
+from mull.serve.app import build
 from mull.serve.dialogue import Ask, Dialogue
 from mull.serve.errors import ApiError
 from mull.serve.gate import Open, Spent, Visit, Who
@@ -43,6 +45,22 @@ def test_counting_tokens_is_a_request_too(monkeypatch: Any) -> None:
     with pytest.raises(ApiError, match="Once"):
         asyncio.run(second.counted(ASK))
     assert gate.settled == [Spent()]  # who was not let in does not leave
+
+
+@pytest.mark.parametrize(("path", "body"), [
+    ("/v1/completions", {"prompt": ["x", "y"]}),
+    ("/v1/responses", {"input": [{"role": "user", "content": "x"}] * 3, "truncation": "auto"}),
+    ("/v1/responses/input_tokens", {"input": "x"}),
+    ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}]}),
+    ("/v1/messages", {"messages": [{"role": "user", "content": "x"}], "max_tokens": 9}),
+])  # fmt: skip
+def test_nothing_is_encoded_of_who_may_not_ask(path: str, body: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    template, gate = chat(), Once()
+    gate.let_in = 1
+    for owner in (template, template.tokenizer):
+        monkeypatch.setattr(owner, "encode", None)
+    said = TestClient(build(Dialogue(Host({}), template, "tiny", 1024), gate)).post(path, json=body)
+    assert (said.status_code, gate.settled) == (429, [])
 
 
 def test_who_cannot_be_encoded_leaves_too() -> None:

@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from small import chat
 
 from mull.engine.host import Host
-from mull.serve.completions import TextRequest, ids_of
-from mull.serve.dialogue import Ask, Dialogue
+from mull.serve.completions import TextRequest
+from mull.serve.dialogue import Ask, Dialogue, ids_of
 from mull.serve.errors import ApiError, of, of_validation
 from mull.serve.openai_asks import ChatRequest, Turn, messages_of
 from mull.types import Grammar, Message, UserError

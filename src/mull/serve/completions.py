@@ -24,7 +24,6 @@ from mull.serve.openai import DONE, dumps, failed, frame, reply, usage_of, with_
 from mull.serve.openai_asks import Drawing, Many
 from mull.serve.sse import streamed, unless_gone
 from mull.serve.tokens import LEAST, Spelling
-from mull.text.tokenizer import Tokenizer
 
 Id = Annotated[int, Field(ge=0, lt=1 << 31)]
 DEFAULT_TOKENS = 16  # as the API has it
@@ -69,7 +68,7 @@ class TextRequest(Drawing):
         sampling = replace(self.sampling(dialogue), max_tokens=most_tokens, top_logprobs=self.logprobs or 0)
         return [
             Ask(
-                prompt=ids_of(prompt, dialogue.chat.tokenizer), sampling=sampling, n=self.n or 1,
+                prompt=prompt if isinstance(prompt, str) else tuple(prompt), sampling=sampling, n=self.n or 1,
                 salt=self.cache_salt or "", logprobs=self.logprobs is not None,
             )
             for prompt in prompts
@@ -83,15 +82,6 @@ class TextRequest(Drawing):
             raise refused("prompt is an empty list.", "prompt")
         whole = [one for one in given if isinstance(one, int)]
         return [whole] if whole else [one for one in given if not isinstance(one, int)]
-
-
-def ids_of(prompt: str | Sequence[int], tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Of a text the tokens, behind the one that begins texts where the model is used to it."""
-    if not isinstance(prompt, str):
-        return tuple(prompt)
-    begin = [tokenizer.bos] if tokenizer.config.get("add_bos_token") and tokenizer.bos is not None else []
-    ids = [*begin, *tokenizer.encode(prompt, special=True)]
-    return tuple(ids or [tokenizer.end_of_text if tokenizer.bos is None else tokenizer.bos])
 
 
 class TextAnswer:
@@ -114,8 +104,8 @@ class TextAnswer:
 
     def prompt(self, index: int) -> str:
         """The text that choice `index` goes on from."""
-        ask = self.asks[index // self.asks[0].n]
-        return self.visit.dialogue.chat.tokenizer.decode(ask.prompt)
+        prompt = self.asks[index // self.asks[0].n].prompt
+        return prompt if isinstance(prompt, str) else self.visit.dialogue.chat.tokenizer.decode(prompt)
 
     async def whole(self) -> dict[str, Any]:
         choices = [
@@ -171,8 +161,7 @@ def routes(dialogue: Dialogue) -> APIRouter:
     @router.post("/v1/completions")
     async def complete(body: TextRequest, request: Request) -> Response:
         visit = visit_of(request.scope)
-        asks = await dialogue.aside(body.asks, dialogue, dialogue.limits.prompts)
-        answer = TextAnswer(body, asks, visit)
+        answer = TextAnswer(body, body.asks(dialogue, dialogue.limits.prompts), visit)
         if body.stream:
             return await streamed(request, answer.frames(), failed(visit), stall=visit.stall)
         return reply(await unless_gone(request, answer.whole()))
@@ -180,4 +169,4 @@ def routes(dialogue: Dialogue) -> APIRouter:
     return router
 
 
-__all__ = ["TextAnswer", "TextRequest", "ids_of", "routes"]
+__all__ = ["TextAnswer", "TextRequest", "routes"]

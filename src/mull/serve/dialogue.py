@@ -20,6 +20,7 @@ from mull.serve.errors import LateError, TooLongError
 from mull.serve.settings import Limits
 from mull.text.chat import Chat
 from mull.text.thoughts import Listener, Verbatim
+from mull.text.tokenizer import Tokenizer
 from mull.text.tools import Call
 from mull.text.votes import majority
 from mull.types import Completion, Delta, Message, Request, Sampling, UserError
@@ -31,10 +32,14 @@ ENCODERS = 2  # threads; each keeps memory for the longest it ever encoded
 
 @dataclass(frozen=True)
 class Ask:
-    """What a protocol understood of a request. `prompt` (token ids) is instead of messages, for plain completion."""
+    """What a protocol understood of a request. Nothing is encoded yet: first the house says whether it may be asked.
+
+    `prompt`, a text or token ids, is instead of messages, for plain completion.
+    """
 
     messages: tuple[Message, ...] = ()
-    prompt: tuple[int, ...] = ()
+    prompt: str | tuple[int, ...] = ()
+    shorten: bool = False  # where there is no room, the oldest turns are left out
     sampling: Sampling = field(default_factory=Sampling)
     n: int = 1
     votes: int = 1  # draw so many, answer with the one most of them agree with (text/votes.py)
@@ -145,9 +150,29 @@ class Dialogue:
     def encode(self, ask: Ask) -> tuple[int, ...]:
         """The prompt. Raises UserError."""
         if not ask.messages:
-            return ask.prompt
+            return ids_of(ask.prompt, self.chat.tokenizer)
+        ask = self._shortened(ask) if ask.shorten else ask
         tools = None if ask.tool_choice == "none" else ask.tools or None
         return tuple(self.chat.encode(ask.messages, self._thinks(ask), tools))
+
+    def _shortened(self, ask: Ask) -> Ask:
+        """Without the oldest turns, as few as make room for the answer."""
+        room = min(ask.sampling.max_tokens, self.max_length // 4)
+        first = next((at for at, message in enumerate(ask.messages) if message.role != "system"), 0)
+        begins = [at for at, message in enumerate(ask.messages) if message.role == "user" and at > first]
+        cuts, low = [first, *begins], 0
+        high = len(cuts) - 1
+
+        def cut(at: int) -> Ask:
+            return replace(ask, shorten=False, messages=(*ask.messages[:first], *ask.messages[cuts[at] :]))
+
+        while low < high:
+            middle = (low + high) // 2
+            if len(self.encode(cut(middle))) + room <= self.max_length:
+                high = middle
+            else:
+                low = middle + 1
+        return cut(low)
 
     def _thinks(self, ask: Ask) -> bool:
         wanted = effort.thinks(ask.sampling, ask.effort, ask.template)
@@ -233,6 +258,15 @@ class Dialogue:
             if event.finish is not None:
                 event = replace(event, drawn=drawn, agreed=round(share * len(drawn)))
             yield replace(event, index=0)
+
+
+def ids_of(prompt: str | Sequence[int], tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Of a text the tokens, behind the one that begins texts where the model is used to it."""
+    if not isinstance(prompt, str):
+        return tuple(prompt)
+    begin = [tokenizer.bos] if tokenizer.config.get("add_bos_token") and tokenizer.bos is not None else []
+    ids = [*begin, *tokenizer.encode(prompt, special=True)]
+    return tuple(ids or [tokenizer.end_of_text if tokenizer.bos is None else tokenizer.bos])
 
 
 async def merged(streams: Sequence[AsyncGenerator[T]]) -> AsyncGenerator[tuple[int, T]]:
@@ -368,5 +402,5 @@ def used(tickets: Sequence[Ticket]) -> dict[str, int]:
 
 __all__ = [
     "Ask", "Choice", "Dialogue", "Event", "Finish", "Scored", "ToolCall", "a_name", "a_seed", "gather",
-    "merged", "usage", "used",
+    "ids_of", "merged", "usage", "used",
 ]  # fmt: skip

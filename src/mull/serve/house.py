@@ -138,7 +138,7 @@ class House:
 
 def _asked(ask: Ask) -> str:
     """On one line."""
-    told = [asdict(message) for message in ask.messages] or {"tokens": ask.prompt}
+    told = [asdict(message) for message in ask.messages] or {"prompt": ask.prompt}
     return json.dumps(told, ensure_ascii=False, default=dict)
 
 

@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter
@@ -326,26 +326,6 @@ def owner(visit: Visit) -> str:
     return f"{visit.who.name}\n{visit.who.salt}"
 
 
-def fitted(dialogue: Dialogue, ask: Ask) -> Ask:
-    """With the oldest turns left out, as few as make room for the answer (truncation auto). Raises UserError."""
-    room = min(ask.sampling.max_tokens, dialogue.max_length // 4)
-    first = next((at for at, message in enumerate(ask.messages) if message.role != "system"), 0)
-    begins = [at for at, message in enumerate(ask.messages) if message.role == "user" and at > first]
-    cuts, low = [first, *begins], 0
-    high = len(cuts) - 1
-
-    def cut(at: int) -> Ask:
-        return replace(ask, messages=(*ask.messages[:first], *ask.messages[cuts[at] :]))
-
-    while low < high:
-        middle = (low + high) // 2
-        if len(dialogue.encode(cut(middle))) + room <= dialogue.max_length:
-            high = middle
-        else:
-            low = middle + 1
-    return cut(low)
-
-
 def routes(dialogue: Dialogue) -> APIRouter:
     router, shelf = APIRouter(), Shelf()
 
@@ -360,10 +340,7 @@ def routes(dialogue: Dialogue) -> APIRouter:
     @router.post("/v1/responses")
     async def create(body: Create, request: Request) -> Response:
         visit = visit_of(request.scope)
-        ask = asked(body, visit)
-        if body.truncation == "auto":
-            ask = await dialogue.aside(fitted, dialogue, ask)
-        answer = Answer(body, ask, visit, shelf)
+        answer = Answer(body, asked(body, visit), visit, shelf)
         if body.stream:
             return await streamed(request, answer.frames(), answer.failed, stall=visit.stall)
         return reply(await unless_gone(request, answer.whole()))
@@ -385,4 +362,4 @@ def routes(dialogue: Dialogue) -> APIRouter:
     return router
 
 
-__all__ = ["Answer", "Shelf", "Stored", "Telling", "fitted", "routes"]
+__all__ = ["Answer", "Shelf", "Stored", "Telling", "routes"]

@@ -135,7 +135,7 @@ def ask_of(body: Create, earlier: Sequence[Message] = ()) -> Ask:
     return Ask(
         messages=tuple(messages), sampling=_sampling(body), votes=body.votes or 1, effort=effort, tools=tools,
         tool_choice=choice, parallel=body.parallel_tool_calls is not False, salt=body.cache_salt or "",
-        logprobs=_scores(body),
+        logprobs=_scores(body), shorten=body.truncation == "auto",
     )  # fmt: skip
 
 
