@@ -72,6 +72,22 @@ class Golden(Protocol):
     def gold(self, problem: Problem) -> str: ...
 
 
+@runtime_checkable
+class Judged(Protocol):
+    """A task whose answers only a model can judge. `needs_judge` is True."""
+
+    name: str
+    needs_judge: bool
+
+    def requests_for_judge(self, problem: Problem, completion: Completion) -> list[tuple[Message, ...]]:
+        """What to ask the judge, a conversation for each judgement; `problem.messages` hold the one that is judged."""
+        ...
+
+    def judged(self, problem: Problem, completion: Completion, said: list[str]) -> Verdict:
+        """The verdict, from what the judge said to each; "" where it came to no end."""
+        ...
+
+
 def verdict(task: Task, problem: Problem, completion: Completion) -> Verdict:
     """The task's verdict, with words where it has some."""
     if isinstance(task, Examining):
@@ -147,6 +163,6 @@ def unfinished(completion: Completion) -> Outcome | None:
 
 
 __all__ = [
-    "PATIENCE", "SPLITS", "Examining", "Golden", "Split", "Task", "Verdict", "Worked", "deal", "first_of",
+    "PATIENCE", "SPLITS", "Examining", "Golden", "Judged", "Split", "Task", "Verdict", "Worked", "deal", "first_of",
     "later_turns", "split_of", "unfinished", "verdict",
 ]  # fmt: skip
