@@ -17,10 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mull.tasks import TAUGHT, find
+from mull.tasks.apart import StoppedError
 from mull.tasks.arithmetic import TERM, ChainSum, Gcd, Products, normalised
 from mull.tasks.base import SPLITS, split_of
 from mull.tasks.gym import pack, unpack
-from mull.tasks.puzzle import SETS, Gym, GymStoppedError, Puzzle
+from mull.tasks.puzzle import SETS, Gym, Puzzle
 from mull.types import Completion, Problem, Rollout, UserError
 
 pytestmark = pytest.mark.skipif(
@@ -208,7 +209,7 @@ def test_secrets_in_the_environment_stay_here(monkeypatch):
     # ends its process only where the token is not to be seen
     attack = "__import__('os')._exit(0) if 'SOME_TOKEN' not in __import__('os').environ else 1"
     entry = {"answer": "1", "metadata": {"numbers": [1], "target": 1}}
-    with pytest.raises(GymStoppedError):
+    with pytest.raises(StoppedError):
         gym.ask({"score": "countdown", "config": {}, "question": "", "entry": entry, "answer": attack})
 
 

@@ -1,13 +1,7 @@
 """The process that reasoning-gym lives in: makes problems and scores answers, a JSON request a line. puzzle.py runs it.
 
-Why a process of its own: several of its scorers hand the answer to sympy, which *evaluates* it. A model that answers
-9**9**9**9 would otherwise stop the training run that asked, beyond the reach of any thread or Python signal handler.
-Here each score has a wall-clock limit kept by the kernel (an alarm left at its default action, which ends the process),
-memory is capped, and what evaluated text prints goes nowhere. The process also has a fixed PYTHONHASHSEED, without
-which some sets make other problems in every process, and keeps two seconds of imports out of ours.
-
-What it does not protect from: this is no sandbox. Text evaluated by sympy may read and write the user's files and open
-connections. The caller passes a bare environment, no more.
+Why a process of its own: several of its scorers hand the answer to sympy, which *evaluates* it (apart.py). The process
+also has a fixed PYTHONHASHSEED, without which some sets make other problems in every process.
 
 Entries travel as JSON and come back as they were, tuples, non-text keys and fractions included: see `pack`.
 
@@ -19,21 +13,18 @@ Replies:  {"item": ...} any number of times, then {"end": true} or {"error": tex
 from __future__ import annotations
 
 import json
-import os
 import random
-import signal
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import fields
 from fractions import Fraction
 from functools import cache
 from hashlib import blake2b
 from itertools import count
-from typing import Any, TextIO
+from typing import Any
 
 from mull.config import nearest
 from mull.tasks import TAUGHT
+from mull.tasks.apart import attend, limit
 from mull.tasks.arithmetic import normalised
 from mull.tasks.base import deal
 from mull.types import UserError
@@ -41,7 +32,6 @@ from mull.types import UserError
 BLOCK = 500  # items a dataset object holds: reasoning-gym's own default; the next block has another seed
 MAKE_SECONDS = 120.0  # for one item; the slowest sets take under two
 SCORE_SECONDS = 5.0  # for one answer; the slowest honest ones take milliseconds
-MEMORY = 3 << 30  # bytes of address space; reasoning-gym itself needs 0.2 GiB
 
 
 def pack(value: Any) -> Any:
@@ -116,16 +106,6 @@ def candidates(name: str, config: dict[str, Any], seed: int) -> Iterator[tuple[s
             yield normalised(question) if name in TAUGHT else question, entry
 
 
-@contextmanager
-def limit(seconds: float) -> Iterator[None]:
-    """Ends this process if the block takes longer than so many seconds of wall-clock time."""
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-
-
 def make(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     name, config = request["make"], request["config"]
     task = name if name in TAUGHT else f"gym/{name}"
@@ -160,28 +140,9 @@ def replies_to(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield {"error": f"gym/{request.get('make', request.get('score'))}: {str(error) or type(error).__name__}."}
 
 
-def serve(requests: TextIO, replies: TextIO) -> None:
-    for line in requests:
-        for reply in replies_to(json.loads(line)):
-            replies.write(json.dumps(reply) + "\n")
-        replies.flush()
-
-
-def main() -> None:
-    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # print() in evaluated text cannot write a reply
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent; the end of stdin is for us
-    with suppress(ImportError, OSError, ValueError):  # not every system has the limit
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+def start() -> None:
     import reasoning_gym  # noqa: F401
-
-    replies.write('{"end": true}\n')
-    replies.flush()
-    serve(sys.stdin, replies)
 
 
 if __name__ == "__main__":
-    main()
+    attend(start, replies_to)

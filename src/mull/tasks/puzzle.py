@@ -14,20 +14,11 @@ one candidate in ten. `composite` is left out: it is a mixture of the others.
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
-import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import threading
-import weakref
-from collections.abc import Callable
 from hashlib import blake2b
 from typing import Any
 
+from mull.tasks.apart import Apart, StoppedError
 from mull.tasks.base import Split, unfinished
 from mull.types import Completion, Message, Outcome, Problem, UserError
 
@@ -49,91 +40,15 @@ string_manipulation string_splitting string_synthesis sudoku survo syllogism tim
 tsumego word_ladder word_sequence_reversal word_sorting zebra_puzzles
 """
 SETS = tuple(NAMES.split())
-PASSED_ON = (
-    "HOME",
-    "LANG",
-    "LD_LIBRARY_PATH",
-    "PATH",
-    "PYTHONPATH",
-    "TMPDIR",
-)  # of the environment: no tokens, no keys
 TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
-class GymStoppedError(Exception):
-    """The process ended in the middle of a request; `timeout` where its alarm ended it."""
-
-    def __init__(self, timeout: bool) -> None:
-        self.timeout = timeout
-
-
-class Gym:
-    """A handle on the process, shared by all sets. Starts it when needed, anew where it died or after a fork.
-
-    One request at a time: threads take turns.
-    """
+class Gym(Apart):
+    """The process that reasoning-gym lives in, shared by all sets."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._process: subprocess.Popen[str] | None = None
-        self._end: Callable[[], object] = lambda: None
-        self._owner = 0  # pid of the process that started it: a fork must not read its parent's replies
-
-    def ask(self, request: dict[str, Any]) -> list[Any]:
-        """The items of the reply. Raises UserError as the other side did, GymStoppedError if the request ended it."""
-        with self._lock:
-            try:
-                if self._process is None or self._owner != os.getpid() or self._process.poll() is not None:
-                    self._start()
-                return self._exchange(json.dumps(request))
-            except UserError:
-                raise
-            except BaseException:  # Ctrl-C included: a reply left unread would answer the next request
-                self._end()
-                self._process = None
-                raise
-
-    def _exchange(self, request: str) -> list[Any]:
-        process, items = self._process, []
-        assert process is not None
-        assert process.stdin is not None
-        assert process.stdout is not None
-        with contextlib.suppress(BrokenPipeError, json.JSONDecodeError):  # it ended, perhaps in the middle of a line
-            process.stdin.write(request + "\n")
-            process.stdin.flush()
-            for line in process.stdout:
-                match json.loads(line):
-                    case {"item": item}:
-                        items.append(item)
-                    case {"error": error}:
-                        raise UserError(error)
-                    case {"end": _}:
-                        return items
-        raise GymStoppedError(timeout=process.wait() == -signal.SIGALRM)
-
-    def _start(self) -> None:
-        if importlib.util.find_spec("reasoning_gym") is None:
-            raise UserError("The gym/ tasks need reasoning-gym: pip install 'reasoning-gym>=0.1.25'.")
-        environment = {key: os.environ[key] for key in PASSED_ON if key in os.environ}
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-W", "ignore", "-m", "mull.tasks.gym"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            encoding="utf-8",
-            env=environment | {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-        )
-        self._owner = os.getpid()
-        self._end = weakref.finalize(self, end, self._process)  # at our own exit, at the latest
-        assert self._process.stdout is not None
-        if not self._process.stdout.readline():
-            self._end()
-            raise UserError("reasoning-gym does not start; `python -c 'import reasoning_gym'` says why.")
-
-
-def end(process: subprocess.Popen[str]) -> None:
-    process.kill()
-    process.communicate()
+        missing = "The gym/ tasks need reasoning-gym: pip install 'reasoning-gym>=0.1.25'."
+        super().__init__("mull.tasks.gym", "reasoning_gym", missing)
 
 
 class Puzzle:
@@ -150,7 +65,7 @@ class Puzzle:
         request = {"make": self._set, "config": size, "split": split, "n": n, "seed": seed}
         try:
             items = self._gym.ask(request)
-        except GymStoppedError as stop:
+        except StoppedError as stop:
             why = "one problem took minutes to make" if stop.timeout else "reasoning-gym stopped while making a problem"
             raise UserError(f"{self.name}: {why}; other sizes may do better, or its installation is broken.") from None
         return [self._problem(item, f"{split}/{seed}/{i}", split, size) for i, item in enumerate(items)]
@@ -176,7 +91,7 @@ class Puzzle:
         request = {"score": self._set, "answer": answer, "question": problem.messages[-1].content}
         try:
             [score] = self._gym.ask({**request, "config": problem.meta["config"], "entry": problem.meta["entry"]})
-        except GymStoppedError as stop:
+        except StoppedError as stop:
             return 0.0, "timeout" if stop.timeout else "wrong"
         return score, "solved" if score >= 1.0 else "wrong"
 
