@@ -1,0 +1,187 @@
+"""How a process shuts itself in, before it runs code that nobody has read. Standard library only; see sandbox.py.
+
+On Linux: a file system that holds the interpreter's library (read-only) and one empty writable folder in memory,
+process, network and IPC namespaces of its own, a user that owns nothing, no capabilities and no way to new ones.
+Resource limits everywhere.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+NOBODY = 65534
+WORK = "/answer"  # the only writable place, an empty file system in memory
+SHOWN = (
+    "/lib", "/lib32", "/lib64", "/usr/lib", "/usr/lib32", "/usr/lib64", "/usr/local/lib", "/nix/store", "/gnu/store",
+)  # fmt: skip
+
+# linux/sched.h, linux/mount.h, linux/prctl.h, linux/capability.h
+NEWNS, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET = (1 << bit for bit in (17, 26, 27, 28, 29, 30))
+RDONLY, NOSUID, NODEV, NOEXEC, REMOUNT, BIND, REC, PRIVATE = 1, 2, 4, 8, 32, 4096, 16384, 1 << 18
+DETACH = 2
+PDEATHSIG, DUMPABLE, NO_NEW_PRIVS = 1, 4, 38
+CAPABILITY_VERSION_3 = 0x20080522
+KILL = 9
+
+
+def confine(kind: str, limits: dict[str, int]) -> None:
+    """Returns in the confined process only; those around it wait for it and end as it ended.
+
+    kind is "root" or "user" for namespaces made with a superuser's right or a user's own, "bubblewrap" where that
+    tool stands around us already, "limits" where there is neither. Where that cannot be done, the process ends, and
+    says why on standard error.
+    """
+    try:
+        _confine(kind, limits)
+    except (OSError, AttributeError, ValueError) as error:
+        os.write(2, f"{kind}: {error}"[:300].encode())
+        os._exit(1)
+
+
+def _confine(kind: str, limits: dict[str, int]) -> None:
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def call(name: str, *args: Any) -> None:
+        if getattr(libc, name)(*args):
+            raise OSError(ctypes.get_errno(), f"{name}: {os.strerror(ctypes.get_errno())}")
+
+    linux = sys.platform == "linux"
+    os.umask(0o022)
+    if linux:
+        call("prctl", PDEATHSIG, KILL, 0, 0, 0)
+    uid = _free_uid() if os.getuid() == 0 else NOBODY
+    if kind in ("root", "user"):
+        _namespaces(kind, uid, call)
+        uid = uid if kind == "root" else NOBODY
+        _view(uid, call)
+        _fork()  # the first process of the new process namespace: when it ends, all in it do
+        os.chroot("/jail")  # nobody whose root is not its namespace's may make user namespaces
+        os.chdir(WORK)
+        if kind == "user":
+            call("capset", (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0), (ctypes.c_uint32 * 6)())
+    if os.getuid() == 0 and kind in ("root", "limits"):
+        _become(uid)
+    if linux:
+        call("prctl", NO_NEW_PRIVS, 1, 0, 0, 0)
+        call("prctl", DUMPABLE, 0, 0, 0, 0)
+        call("prctl", PDEATHSIG, KILL, 0, 0, 0)  # again: a change of user takes it away
+    if kind in ("root", "user"):
+        _fork()
+    _limit(limits)
+
+
+def _become(uid: int) -> None:
+    os.setgroups([])
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
+
+
+def _free_uid() -> int:
+    """A user that nobody is, and nobody else here at the same time: what it starts can be counted, and limited."""
+    with open("/proc/self/uid_map", encoding="ascii") as lines:
+        inside, _, count = map(int, lines.readline().split())
+    return (1 << 30) + os.getpid() if inside + count > 1 << 31 else NOBODY
+
+
+def _namespaces(kind: str, uid: int, call: Callable[..., None]) -> None:
+    mine = NEWNS | NEWUTS | NEWIPC | NEWPID | NEWNET
+    if kind == "root":
+        call("unshare", mine)
+        return
+    if os.getuid() == 0:
+        _become(uid)
+        call("prctl", DUMPABLE, 1, 0, 0, 0)  # or the maps below are not ours to write
+    user, group = os.getuid(), os.getgid()
+    call("unshare", mine | NEWUSER)
+    for name, text in (
+        ("setgroups", "deny"), ("uid_map", f"{NOBODY} {user} 1"), ("gid_map", f"{NOBODY} {group} 1"),
+    ):  # fmt: skip
+        with open(f"/proc/self/{name}", "w", encoding="ascii") as out:
+            out.write(text)
+
+
+def _view(uid: int, call: Callable[..., None]) -> None:
+    """A file system that holds the interpreter's library, read-only, and one empty writable folder."""
+    call("mount", b"none", b"/", None, REC | PRIVATE, None)
+    call("mount", b"none", b"/tmp", b"tmpfs", NOSUID | NODEV, b"size=1m,mode=755")
+    os.chdir("/tmp")
+    os.mkdir("old")
+    os.mkdir("jail")
+    call("pivot_root", b".", b"old")
+    os.chdir("/")
+    for path in shown():
+        _show(path, call)
+    os.mkdir("/jail" + WORK)
+    options = f"size=64m,nr_inodes=4k,mode=700,uid={uid},gid={uid}"
+    call("mount", b"none", ("/jail" + WORK).encode(), b"tmpfs", NOSUID | NODEV, options.encode())
+    call("umount2", b"/old", DETACH)
+    os.rmdir("/old")
+    call("mount", None, b"/", None, REMOUNT | BIND | RDONLY | NOSUID | NODEV, None)
+
+
+def shown() -> list[str]:
+    """The folders that the interpreter needs: shared libraries, and its own."""
+    own = [
+        os.path.dirname(os.__file__),
+        os.path.join(sys.base_prefix, "lib"),
+        os.path.join(sys.base_exec_prefix, "lib"),
+    ]
+    paths: list[str] = []
+    for path in (*SHOWN, *sorted({os.path.realpath(path) for path in own}, key=len)):
+        if not any(path.startswith(other + "/") or path == other for other in paths):
+            paths.append(path)
+    return paths
+
+
+def _show(path: str, call: Callable[..., None]) -> None:
+    old, new = "/old" + path, "/jail" + path
+    if os.path.islink(old):
+        os.makedirs(os.path.dirname(new), exist_ok=True)
+        os.symlink(os.readlink(old), new)
+    elif os.path.isdir(old):
+        os.makedirs(new, exist_ok=True)
+        flags = os.statvfs(old).f_flag & (NOSUID | NODEV | NOEXEC)
+        call("mount", old.encode(), new.encode(), None, BIND | REC, None)
+        call("mount", None, new.encode(), None, REMOUNT | BIND | RDONLY | NOSUID | NODEV | flags, None)
+        for packages in packages_in(new):  # there may be a benchmark's answers among them
+            call("mount", b"none", packages.encode(), b"tmpfs", RDONLY | NOSUID | NODEV, b"size=4k")
+
+
+def packages_in(folder: str) -> list[str]:
+    """Where the interpreters of a folder keep what was installed."""
+    pythons = [name for name in os.listdir(folder) if name.startswith("python")]
+    if folder.rpartition("/")[2].startswith("python"):
+        pythons.append(".")
+    paths = (os.path.join(folder, name, kind) for name in pythons for kind in ("site-packages", "dist-packages"))
+    return [path for path in paths if os.path.isdir(path) and not os.path.islink(path)]
+
+
+def _fork() -> None:
+    """Go on in a child; the parent lets go of what it holds, and ends as the child does."""
+    child = os.fork()
+    if not child:
+        return
+    os.closerange(0, 64)
+    pid = status = 0
+    while pid != child:
+        pid, status = os.waitpid(-1, 0)
+    code = os.waitstatus_to_exitcode(status)
+    os._exit(code if code >= 0 else 128 - code)
+
+
+def _limit(limits: dict[str, int]) -> None:
+    for name, most in limits.items():
+        number = getattr(resource, name, None)
+        if number is not None:
+            hard = resource.getrlimit(number)[1]
+            most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+            resource.setrlimit(number, (most, most))
