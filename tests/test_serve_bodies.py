@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from serving import Server, saved, serving
 
-from mull.serve.bodies import Bodies, has_more, must_be_sound
+from mull.serve.bodies import Bodies, has_more, is_deeper, must_be_sound
 from mull.serve.errors import ApiError
 from mull.serve.settings import Limits
 
@@ -152,14 +152,55 @@ def test_values_are_counted_outside_of_texts(value: Any, plain: bool) -> None:
     assert has_more(body, count) or count == 0
 
 
+def depth_of(value: Any) -> int:
+    """By its definition."""
+    inner = list(value.values()) if isinstance(value, dict) else value
+    return 1 + max(map(depth_of, inner), default=0) if isinstance(value, list | dict) else 0
+
+
+@given(st.lists(JSON, max_size=3), st.booleans(), st.integers(0, 3))
+def test_nesting_is_measured_outside_of_texts(value: Any, plain: bool, more: int) -> None:
+    for level in range(more):
+        value = {'"[': value} if level % 2 else [value, "]["]
+    body = json.dumps(value, ensure_ascii=plain).encode("utf-8", "surrogatepass")
+    depth = depth_of(value)
+    assert not is_deeper(body, depth)
+    assert is_deeper(body, depth - 1)
+
+
+@pytest.mark.parametrize("body", [b"[" * 8_000_000, b"[" * 101 + b"]" * 8_000_000, b"[" * 131_000 + b"]" * 131_000])
+def test_measuring_what_is_nested_takes_no_time(body: bytes) -> None:
+    began = time.process_time()
+    is_deeper(body, 100)
+    assert time.process_time() - began < 2
+
+
+@pytest.mark.parametrize(("path", "body"), [
+    (CHAT, {"messages": [{"role": "user", "content": "x"}]}),
+    (TEXT, {"prompt": "x"}),
+    ("/v1/responses", {"input": "x"}),
+    ("/v1/messages", {"messages": [{"role": "user", "content": "x"}], "max_tokens": 1}),
+])  # fmt: skip
+def test_what_is_nested_too_deeply_is_refused_by_all_in_the_same_words(server: Server, path: str, body: Any) -> None:
+    field = "stream_options" if path == TEXT else "metadata"  # of no consequence, but for its depth
+    for levels, says in ((99, None), (100, "nested too deeply; this server takes 100 levels."), (5000, "nested")):
+        deep = json.dumps(body)[:-1] + f', "{field}": {{"a":' + "[" * (levels - 1) + "]" * (levels - 1) + "}}"
+        if says is not None:
+            assert says in refusal(server, path, deep.encode())
+        else:
+            with httpx2.Client(timeout=60, verify=False) as client:
+                answer = client.post(server.url + path, content=deep, headers={"content-type": "application/json"})
+            assert "nested" not in answer.text
+
+
 def test_prose_is_one_value() -> None:
-    must_be_sound(json.dumps({"prompt": 'He said: "a, [b], {c}" \\' * 100_000}).encode(), 64)
+    must_be_sound(json.dumps({"prompt": 'He said: "a, [b], {c}" \\' * 100_000}).encode(), 64, 100)
 
 
 def test_bodies_of_other_encodings_are_refused() -> None:
     for encoding in ("utf-16", "utf-32-be"):
         with pytest.raises(ApiError, match="JSON in UTF-8"):
-            must_be_sound('{"prompt": "x"}'.encode(encoding), 64)
+            must_be_sound('{"prompt": "x"}'.encode(encoding), 64, 100)
 
 
 # all bodies together

@@ -19,7 +19,7 @@ from mull.serve.errors import ApiError
 from mull.serve.gate import Spent
 from mull.serve.house import Guest, House
 from mull.serve.keys import Allowance
-from mull.serve.limits import Turnstile, check, check_depth, check_spend
+from mull.serve.limits import Turnstile, check, check_spend
 from mull.serve.metrics import Metrics
 from mull.serve.price import Price, Shares
 from mull.serve.settings import Limits, Settings
@@ -29,16 +29,9 @@ from mull.types import Message, Sampling, UserError
 
 FEW = Limits(
     messages=2, n=2, votes=3, stop=2, stop_chars=5, stop_tokens=1, logit_bias=1, top_logprobs=2, tools=1,
-    tools_bytes=200, depth=5,
+    tools_bytes=200,
 )  # fmt: skip
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
-
-
-def deep(levels: int) -> object:
-    value: object = 1
-    for level in range(levels):
-        value = [value] if level % 2 else {"a": value}
-    return value
 
 
 @dataclass
@@ -65,7 +58,6 @@ class Clock:
         (Ask(sampling=Sampling(top_logprobs=3)), "at most 2 for top_logprobs"),
         (Ask(tools=(TOOL, TOOL)), "at most 1 for tools, not 2"),
         (Ask(tools=({**TOOL, "note": "x" * 200},)), "tools have 295 bytes; this server takes 200"),
-        (Ask(tools=({**TOOL, "note": deep(5)},)), "The tools may be nested 5 levels"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -78,24 +70,6 @@ def test_every_bound_is_one_sentence(ask: Ask, says: str):
 def test_what_is_at_the_bounds_may_pass():
     sampling = Sampling(stop=("abcde", "b"), stop_tokens=(1,), logit_bias=((1, 1.0),), top_logprobs=2)
     check(Ask(messages=(Message("user", "?"),) * 2, n=2, votes=3, tools=(TOOL,), sampling=sampling), FEW)
-
-
-def test_depth_is_counted_without_recursion():
-    check_depth(deep(100_000), 100_000, "It")
-    with pytest.raises(UserError, match="It may be nested 99999 levels"):
-        check_depth(deep(100_000), 99_999, "It")
-
-
-@given(st.recursive(st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
-def test_depth_agrees_with_its_definition(value: object):
-    def depth(one: object) -> int:
-        inner = list(one.values()) if isinstance(one, dict) else one if isinstance(one, list) else None
-        return 0 if inner is None else 1 + max(map(depth, inner), default=0)
-
-    check_depth(value, depth(value), "It")
-    if depth(value):
-        with pytest.raises(UserError):
-            check_depth(value, depth(value) - 1, "It")
 
 
 # a key, over time

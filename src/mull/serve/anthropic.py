@@ -31,7 +31,6 @@ from mull.serve.errors import ApiError, noted, refused
 from mull.serve.gate import Visit, visit_of
 from mull.serve.openai import dumps, reply
 from mull.serve.openai_asks import Loose, Many, Seed, Shape, Tokens
-from mull.serve.responses_asks import Body
 from mull.serve.sse import streamed, unless_gone
 from mull.types import Completion, Grammar, Message, Sampling, UserError
 
@@ -65,7 +64,7 @@ class Turn(Loose):
     content: str | Many[dict[str, Any]]
 
 
-class Count(Body):
+class Count(Shape):
     """POST /v1/messages/count_tokens: what decides a prompt."""
 
     model: str | None = None

@@ -19,6 +19,8 @@ from mull.serve.settings import Limits
 from mull.serve.sse import GoneError
 
 MARKS = (b",", b"[", b"{")  # each begins a value; a body of none of them is one
+FLAT = bytes.maketrans(b"{}", b"[]")
+OTHERS = bytes(byte for byte in range(256) if byte not in b"[]{}")
 TEXT = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)  # it never goes back, so it takes time for each byte once
 
 
@@ -38,7 +40,7 @@ class Bodies:
             async with asyncio.timeout(self.limits.read_seconds):
                 await self._gather(receive, size, parts)
             body = b"".join(parts)
-            must_be_sound(body, self.limits.body_values)
+            must_be_sound(body, self.limits.body_values, self.limits.depth)
         except BaseException as error:
             self.let_go(sum(map(len, parts)))
             if isinstance(error, TimeoutError):
@@ -74,13 +76,15 @@ def again(body: bytes, receive: Receive) -> Receive:
     return said
 
 
-def must_be_sound(body: bytes, most: int) -> None:
-    """Raises ApiError for more than `most` values, and for texts that are none."""
+def must_be_sound(body: bytes, most: int, depth: int) -> None:
+    """Raises ApiError for more than `most` values, for some nested deeper than `depth`, and for texts that are none."""
     if json.detect_encoding(body) not in ("utf-8", "utf-8-sig"):  # marks would be others
         raise ApiError(400, "The body cannot be read; it must be JSON in UTF-8.")
     if has_more(body, most):
         why = f"The body has too many values in its lists and objects; this server takes at most {most:,}."
         raise ApiError(400, why)
+    if is_deeper(body, depth):
+        raise ApiError(400, f"The body's lists and objects are nested too deeply; this server takes {depth} levels.")
     _must_be_text(body)
 
 
@@ -90,6 +94,20 @@ def has_more(body: bytes, most: int) -> bool:
         return False
     texts = (body.count(b'"') - body.count(b'\\"')) // 2  # or more: as keys and values
     return texts > 2 * most or _marks(TEXT.sub(b"", body)) >= most
+
+
+def is_deeper(body: bytes, most: int) -> bool:
+    """Whether lists and objects are nested deeper than that. What is no JSON is left to whoever reads it."""
+    opened = body.count(b"[") + body.count(b"{")
+    if opened <= most:
+        return False
+    nesting = TEXT.sub(b"", body).translate(FLAT, OTHERS)
+    if len(nesting) > 2 * opened:  # more is closed than was opened: no JSON
+        return False
+    left = most
+    while (within := b"[]" in nesting) and left:
+        nesting, left = nesting.replace(b"[]", b""), left - 1  # without the innermost
+    return within
 
 
 def _marks(body: bytes) -> int:
@@ -107,4 +125,4 @@ def _must_be_text(body: bytes) -> None:
             raise ApiError(400, "The body has half a surrogate pair in a text, which is no character.") from None
 
 
-__all__ = ["Bodies", "again", "has_more", "must_be_sound"]
+__all__ = ["Bodies", "again", "has_more", "is_deeper", "must_be_sound"]

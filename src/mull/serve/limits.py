@@ -9,10 +9,9 @@ import calendar
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
 
 from mull.serve.dialogue import Ask
 from mull.serve.errors import ApiError
@@ -46,25 +45,8 @@ def check(ask: Ask, limits: Limits) -> None:
     ):
         if count > most:
             raise UserError(f"This server takes at most {most} for {what}, not {count}.")
-    if ask.tools:
-        _check_tools(ask.tools, limits)
-
-
-def _check_tools(tools: Sequence[Mapping[str, Any]], limits: Limits) -> None:
-    check_depth(tools, limits.depth, "The tools")
-    size = len(json.dumps(tools, default=dict))
-    if size > limits.tools_bytes:
+    if (size := len(json.dumps(ask.tools, default=dict)) if ask.tools else 0) > limits.tools_bytes:
         raise UserError(f"The definitions of the tools have {size} bytes; this server takes {limits.tools_bytes}.")
-
-
-def check_depth(value: Any, most: int, what: str) -> None:
-    """Raises UserError where arrays and objects are nested deeper than that. Itself it does not recurse."""
-    level, depth = [value], 0
-    while level := [one for one in level if isinstance(one, Mapping | list | tuple)]:
-        depth += 1
-        if depth > most:
-            raise UserError(f"{what} may be nested {most} levels deep on this server.")
-        level = [inner for outer in level for inner in (outer.values() if isinstance(outer, Mapping) else outer)]
 
 
 # a key, over time
@@ -150,4 +132,4 @@ def check_spend(allowance: Allowance, spent: Callable[[str], float], at: float) 
             raise ApiError(429, why, code="insufficient_quota", retry_after=math.ceil(wait))
 
 
-__all__ = ["Turnstile", "check", "check_depth", "check_spend"]
+__all__ = ["Turnstile", "check", "check_spend"]

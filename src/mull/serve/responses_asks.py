@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from mull.serve.dialogue import Ask, a_seed
 from mull.serve.errors import refused
@@ -45,22 +45,7 @@ class TextOptions(Shape):
     verbosity: Literal["low", "medium", "high"] | None = None
 
 
-class Body(Shape):
-    """Of a whole request: what holds half of a character, or is nested without end, is no request."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _sound(cls, raw: Any) -> Any:
-        try:
-            json.dumps(raw, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            raise ValueError("A text has half of a character in it (a lone surrogate)") from None
-        except RecursionError:
-            raise ValueError("The body is nested too deeply") from None
-        return raw
-
-
-class Create(Body):
+class Create(Shape):
     """POST /v1/responses."""
 
     model: str | None = None
@@ -293,4 +278,4 @@ def text_of(content: Any, where: str) -> str:
     return "\n".join(texts)
 
 
-__all__ = ["Body", "Create", "Item", "Reasoning", "ask_of", "messages_of", "text_of"]
+__all__ = ["Create", "Item", "Reasoning", "ask_of", "messages_of", "text_of"]

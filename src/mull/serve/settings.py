@@ -22,6 +22,7 @@ class Limits(Config):
     body_bytes: int = Field(default=8 << 20, ge=1024)
     bodies_bytes: int = Field(default=64 << 20, ge=1024)  # of all requests under way together; more get 503
     body_values: int = Field(default=1 << 18, ge=64)  # in its lists and objects; a prompt in token ids has one for each
+    depth: int = Field(default=100, ge=8)  # of the nesting of these
     header_bytes: int = Field(default=32 << 10, ge=1024)  # request line and headers together
     messages: int = Field(default=4096, ge=1)
     prompts: int = Field(default=128, ge=1)  # of one completion request
@@ -36,7 +37,6 @@ class Limits(Config):
     top_logprobs: int = Field(default=20, ge=0)
     tools: int = Field(default=128, ge=0)
     tools_bytes: int = Field(default=256 << 10, ge=0)  # of their definitions together
-    depth: int = Field(default=64, ge=4)  # of the nesting of these
     seconds: float = Field(default=600.0, gt=0)  # from the request's arrival to the last token; then 504, or cancelled
     read_seconds: float = Field(default=30.0, gt=0)  # within which headers, and then the body, have to arrive
     stall_seconds: float = Field(default=30.0, gt=0)  # a client that takes nothing of its answer so long is cut off
