@@ -59,7 +59,7 @@ CASES: list[tuple[str, dict[str, Any], list[str], list[str]]] = [
     (
         "length_constraints:number_sentences", {"num_sentences": 2, "relation": "less than"},
         ["One.", "one\ntwo", "No!!!", "Dr. Li met J. Doe at 3 p.m. sharp"],
-        ["One. Two.", "A? b", "Go!\n\nNow", "a) b. c. d"],
+        ["One. Two.", "A? b", "Go!\n\nNow", "a) be. See. do"],
     ),
     (
         "length_constraints:number_words", {"num_words": 4, "relation": "at least"},
