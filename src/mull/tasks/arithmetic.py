@@ -25,12 +25,9 @@ from hashlib import blake2b
 from itertools import count
 from typing import Any, ClassVar, NamedTuple
 
-from mull.config import nearest
 from mull.tasks import chains
-from mull.tasks.base import Split, deal, unfinished
-from mull.types import Completion, Message, Outcome, Problem, UserError
-
-Range = tuple[int, int]
+from mull.tasks.base import Range, Split, deal, sized, unfinished
+from mull.types import Completion, Message, Outcome, Problem
 
 TERM = re.compile(r"-? ?\d+")
 MARKER = re.compile(r"####|\\boxed\{|<answer>|=|\banswer(?:\*\*)?(?: is\b|:)", re.IGNORECASE)
@@ -57,7 +54,7 @@ class Arithmetic(ABC):
     def chain(self, problem: Problem) -> str: ...
 
     def problems(self, split: Split, n: int, seed: int = 0, **size: Any) -> list[Problem]:
-        ranges = self._ranges(size)
+        ranges = sized(self.name, self.sizes, size)
         dealt = deal(self.name, split, n, self._candidates(seed, ranges))
         return [
             Problem(
@@ -87,20 +84,6 @@ class Arithmetic(ABC):
             state = blake2b(f"{self.name}/{seed}/{i}".encode(), digest_size=8).digest()
             drawn = self.draw(random.Random(int.from_bytes(state, "big")), size)
             yield normalised(drawn.question), drawn
-
-    def _ranges(self, size: Mapping[str, Any]) -> dict[str, Range]:
-        for key in size.keys() - self.sizes.keys():
-            raise UserError(
-                f'{self.name} has no size "{key}"; its sizes are {", ".join(self.sizes)}.{nearest(key, self.sizes)}'
-            )
-        return {key: self._range(key, size.get(key, default)) for key, default in self.sizes.items()}
-
-    def _range(self, key: str, value: Any) -> Range:
-        ends = (value, value) if isinstance(value, int) else value
-        match ends:
-            case [int(low), int(high)] if 1 <= low <= high:
-                return low, high
-        raise UserError(f"{self.name}: {key} is a range [low, high] with 1 <= low <= high, not {value!r}.")
 
 
 class ChainSum(Arithmetic):

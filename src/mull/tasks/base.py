@@ -22,6 +22,7 @@ from mull.types import Completion, Message, Outcome, Problem, UserError
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
+Range = tuple[int, int]
 PATIENCE = 1000  # candidates in a row without a new problem, before we believe that there are no more
 
 T = TypeVar("T")
@@ -117,6 +118,28 @@ class Worked(Task, Protocol):
     def solution(self, problem: Problem) -> Message:
         """The assistant's message: the chain as `reasoning`, the answer alone as `content`."""
         ...
+
+
+def sized(
+    task: str, sizes: Mapping[str, Range], given: Mapping[str, Any], limits: Mapping[str, Range] | None = None
+) -> dict[str, Range]:
+    """Every size of a task as an inclusive range: the given one, a pair or one number for both ends, or the usual one.
+
+    Raises UserError for a size that the task does not have, and for a range beyond `limits` (from 1 up, if not named).
+    """
+    for key in given.keys() - sizes.keys():
+        raise UserError(f'{task} has no size "{key}"; its sizes are {", ".join(sizes)}.{nearest(key, sizes)}')
+    ranges = {}
+    for key, usual in sizes.items():
+        least, most = (limits or {}).get(key, (1, None))
+        value = given.get(key, usual)
+        match (value, value) if isinstance(value, int) else value:
+            case [int(low), int(high)] if least <= low <= high and (most is None or high <= most):
+                ranges[key] = (low, high)
+            case _:
+                bounds = f"{least} <= low <= high" + (f" <= {most}" if most else "")
+                raise UserError(f"{task}: {key} is a range [low, high] with {bounds}, not {value!r}.")
+    return ranges
 
 
 def split_of(task: str, key: str) -> Split:
