@@ -1,0 +1,95 @@
+"""The second verifier for mathematics: math-verify (huggingface/Math-Verify), in a process of its own (apart.py).
+
+It finds, reads and compares in its own way, with sympy, so it shares no mistake with exact.py; it is known to accept
+1-1/e for 1+1/e. It is told the answer's text and the gold answer, in a box. Where it finds nothing, or does not come to
+an end, it cannot tell.
+
+Request: {"gold": text, "answer": text}; reply: whether they are equal, and how many results it found in the answer.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+from mull.tasks.apart import Apart, StoppedError, attend, limit
+
+SECONDS = 5.0  # for one answer
+END = 8_000  # letters at the end of an answer that it is shown
+CALCULATION = re.compile(r"<<[^<>\n]*>>")  # of GSM8K's solutions, which read as nonsense between dollar signs
+HASHES = re.compile(r"####\s*(?:\\?\$)?([^\n$]+)")
+MONEY = re.compile(r"(?<!\\)\$(?=\d)")
+
+
+class MathVerify:
+    """A handle on it, for several threads."""
+
+    def __init__(self) -> None:
+        self._apart = Apart(
+            "mull.tasks.mathverify",
+            "math_verify",
+            "Mathematics is graded by math-verify as well: pip install 'math-verify[antlr4_13_2]>=0.9'.",
+        )
+
+    def ready(self) -> None:
+        """Raises UserError where it is not installed."""
+        self._apart.ready()
+
+    def compare(self, gold: str, answer: str, worded: bool = False) -> tuple[bool | None, str]:
+        """(whether they are equal, in words); None where it cannot tell.
+
+        `worded`: the answer is prose, where $ is money.
+        """
+        try:
+            [(equal, found)] = self._apart.ask({"gold": gold, "answer": shown(answer, worded)})
+        except StoppedError as stop:
+            return None, "took too long" if stop.timeout else "stopped"
+        if not found:
+            return None, "found nothing"
+        return equal, "equal" if equal else "not equal"
+
+
+def shown(answer: str, worded: bool) -> str:
+    """What of an answer it is shown."""
+    answer = answer.rpartition("</think>")[2][-END:]
+    if worded and "\\boxed" not in answer:
+        answer = HASHES.sub(r"The final answer is $\1$", MONEY.sub("", CALCULATION.sub("", answer)))
+    return answer
+
+
+# the other side
+
+
+@lru_cache(maxsize=4096)
+def read(text: str) -> Any:
+    from math_verify import parse
+
+    return parse(text, parsing_timeout=0)
+
+
+def replies_to(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    from math_verify import parse, verify
+
+    equal, found = False, 0
+    with limit(SECONDS):
+        try:
+            given = parse(request["answer"], parsing_timeout=0)
+            found = len(given)
+            equal = bool(given) and verify(read(f"\\boxed{{{request['gold']}}}"), given, timeout_seconds=0)
+        except (Exception, SystemExit):  # whatever sympy may raise
+            equal = False
+    yield {"item": [bool(equal), found]}
+    yield {"end": True}
+
+
+def start() -> None:
+    import math_verify  # noqa: F401
+
+    logging.disable()
+
+
+if __name__ == "__main__":
+    attend(start, replies_to)
