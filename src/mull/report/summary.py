@@ -129,10 +129,14 @@ def _repeated(problems: Sequence[Sequence[Answer]]) -> Row:
     right = [[a.outcome == "solved" for a in answers] for answers in problems]
     votes = [[a.vote for a in answers] for answers in problems]
     n = len(problems)
+    passed = sum(stats.pass_at_k(len(r), sum(r), k) for r in right)
+    agreed = sum(stats.majority(v, r) for v, r in zip(votes, right, strict=True))
     return {
         "k": k,
-        "pass_k": sum(stats.pass_at_k(len(r), sum(r), k) for r in right) / n,
-        "maj_k": sum(stats.majority(v, r) for v, r in zip(votes, right, strict=True)) / n,
+        "pass_k": passed / n,
+        "pass_k_ci95": list(stats.wilson(passed, n)),  # one answer per problem, as it were: never too narrow
+        "maj_k": agreed / n,
+        "maj_k_ci95": list(stats.wilson(agreed, n)),
     }
 
 
@@ -277,7 +281,10 @@ def planned(config: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def comparisons(exams: Sequence[Exam], pairs: Sequence[tuple[str, str, str]]) -> list[Row]:
-    """Paired differences: thinking against not, then the planned pairs of models (or all, if nothing was planned)."""
+    """Paired differences: thinking against not, then the planned pairs of models (or all, if nothing was planned).
+
+    Over all tasks there is one test; over the tasks one by one there are several, whose verdicts go by Holm's p.
+    """
     shares: dict[Key, dict[str, dict[Key, float]]] = {}  # (label, model, thinking) -> task -> problem -> share
     for exam in exams:
         row = exam.row
@@ -299,23 +306,43 @@ def comparisons(exams: Sequence[Exam], pairs: Sequence[tuple[str, str, str]]) ->
         for kind, why, a, b in wanted:
             left, right = shares.get((label, *a), {}), shares.get((label, *b), {})
             results = ((task, stats.paired(left[task], right[task])) for task in left if task in right)
-            found += [_comparison(kind, why, label, task, a, b, result) for task, result in results if result]
+            rows = [_comparison(kind, why, label, task, a, b, result) for task, result in results if result]
+            found += adjust(rows)
     return found
 
 
 def _comparison(kind: str, why: str, label: str, task: str, a: Key, b: Key, result: stats.Paired) -> Row:
-    verdict = "no difference shown" if result.p >= 0.05 else "better" if result.difference > 0 else "worse"
     return {
         "kind": kind, "why": why, "label": label, "task": task,
         "a": {"model": a[0], "thinking": a[1], "accuracy": result.a},
         "b": {"model": b[0], "thinking": b[1], "accuracy": result.b},
+    } | judged_pair(result)  # fmt: skip
+
+
+def judged_pair(result: stats.Paired) -> Row:
+    """What is said of a paired difference; see `adjust` for where there are several."""
+    return {
         "n": result.n, "difference": result.difference, "ci95": [result.low, result.high],
-        "better": result.better, "worse": result.worse, "p": result.p, "verdict": verdict,
-        "problems_needed": stats.problems_needed(result) if result.p >= 0.05 else None,
+        "better": result.better, "worse": result.worse, "p": result.p, "p_adjusted": result.p,
+        "verdict": stats.verdict(result.p, result.difference),
+        "smallest": stats.smallest(result), "problems_needed": stats.problems_needed(result),
     }  # fmt: skip
 
 
+def adjust(rows: Sequence[Row]) -> list[Row]:
+    """Verdicts on single tasks, by p-values corrected for how many tasks there are; on all tasks, as it was."""
+    tasks = [row for row in rows if row["task"] != ALL_TASKS]
+    raised = iter(stats.holm([row["p"] for row in tasks]))
+    found = []
+    for row in rows:
+        p = row["p"] if row["task"] == ALL_TASKS else next(raised)
+        verdict = stats.verdict(p, row["difference"])
+        needed = row["problems_needed"] if verdict == stats.UNTOLD else None
+        found.append(row | {"p_adjusted": p, "verdict": verdict, "problems_needed": needed})
+    return found
+
+
 __all__ = [
-    "ALL_TASKS", "TEACHER", "Answer", "Exam", "comparisons", "evaluate_row", "exam", "figures", "overall", "read_exams",
-    "rows", "summarise",
+    "ALL_TASKS", "TEACHER", "Answer", "Exam", "adjust", "comparisons", "evaluate_row", "exam", "figures", "judged_pair",
+    "overall", "read_exams", "rows", "summarise",
 ]  # fmt: skip
