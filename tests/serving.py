@@ -29,7 +29,8 @@ from mull.model.weights import save_model
 from mull.serve.app import build
 from mull.serve.dialogue import Dialogue
 from mull.serve.gate import Gate
-from mull.serve.settings import Limits
+from mull.serve.settings import Limits, Settings
+from mull.serve.wires import protocol_of
 from mull.text.chat import Chat
 from mull.types import Message
 
@@ -119,7 +120,8 @@ def serving(
         door = socket.create_server(("127.0.0.1", 0))
         if buffer is not None:
             door.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
-        server = uvicorn.Server(uvicorn.Config(built, log_level="warning", lifespan="off"))
+        http = protocol_of(Settings(limits=limits or Limits()))
+        server = uvicorn.Server(uvicorn.Config(built, log_level="warning", lifespan="off", http=http))
         ready = threading.Event()
         found: list[Any] = []
 

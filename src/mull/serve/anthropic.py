@@ -456,7 +456,7 @@ def routes(dialogue: Dialogue) -> APIRouter:
         visit = visit_of(request.scope)
         answer = Answer(body, asked(body), visit)
         if body.stream:
-            return await streamed(request, answer.frames(), answer.failed, ping=frame("ping"), stall=visit.stall)
+            return await streamed(request, answer.frames(), answer.failed, ping=frame("ping"))
         return reply(await unless_gone(request, answer.whole()))
 
     @router.post("/v1/messages/count_tokens")

@@ -81,7 +81,7 @@ class Door:
     """Every request comes through here, and every answer leaves."""
 
     def __init__(self, app: ASGIApp, dialogue: Dialogue, gate: Gate, limits: Limits):
-        self.app, self.dialogue, self.gate, self.limits = app, dialogue, gate, limits
+        self.app, self.dialogue, self.gate = app, dialogue, gate
         self.bodies = Bodies(limits)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -89,7 +89,7 @@ class Door:
             await self.app(scope, receive, send)
             return
         api = api_of(scope)
-        visit = Visit(a_name("req_"), api, self.dialogue, self.gate, self.limits.stall_seconds)
+        visit = Visit(a_name("req_"), api, self.dialogue, self.gate)
         scope.setdefault("state", {})["visit"] = visit
         name = b"request-id" if api == "anthropic" else b"x-request-id"
         begun, body = False, b""

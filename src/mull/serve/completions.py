@@ -163,7 +163,7 @@ def routes(dialogue: Dialogue) -> APIRouter:
         visit = visit_of(request.scope)
         answer = TextAnswer(body, body.asks(dialogue, dialogue.limits.prompts), visit)
         if body.stream:
-            return await streamed(request, answer.frames(), failed(visit), stall=visit.stall)
+            return await streamed(request, answer.frames(), failed(visit))
         return reply(await unless_gone(request, answer.whole()))
 
     return router

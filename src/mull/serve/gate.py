@@ -73,9 +73,9 @@ class Open:
 class Visit:
     """One request on its way through the house."""
 
-    def __init__(self, id: str, api: Api, dialogue: Dialogue, gate: Gate, stall: float = 30.0):
+    def __init__(self, id: str, api: Api, dialogue: Dialogue, gate: Gate):
         self.api: Api
-        self.id, self.api, self.dialogue, self.gate, self.stall = id, api, dialogue, gate, stall
+        self.id, self.api, self.dialogue, self.gate = id, api, dialogue, gate
         self.who = Who()
         self.began = time.monotonic()
         self.spent = Spent()

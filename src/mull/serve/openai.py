@@ -173,7 +173,7 @@ def routes(dialogue: Dialogue) -> APIRouter:
         visit = visit_of(request.scope)
         answer = ChatAnswer(body, body.ask(dialogue), visit)
         if body.stream:
-            return await streamed(request, answer.frames(), failed(visit), stall=visit.stall)
+            return await streamed(request, answer.frames(), failed(visit))
         return reply(await unless_gone(request, answer.whole()))
 
     return router

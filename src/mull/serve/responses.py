@@ -342,7 +342,7 @@ def routes(dialogue: Dialogue) -> APIRouter:
         visit = visit_of(request.scope)
         answer = Answer(body, asked(body, visit), visit, shelf)
         if body.stream:
-            return await streamed(request, answer.frames(), answer.failed, stall=visit.stall)
+            return await streamed(request, answer.frames(), answer.failed)
         return reply(await unless_gone(request, answer.whole()))
 
     @router.post("/v1/responses/input_tokens")

@@ -1,6 +1,6 @@
 """Answers on the wire: server-sent events for those that are told as they come, and an eye on whether anybody listens.
 
-A client that goes away ends the work for it at once. One that stays but takes nothing is cut off after `stall` seconds.
+A client that goes away ends the work for it at once; so does one that stays but takes nothing, which wires.py cuts off.
 The head of a stream waits for its first frame (a while), so that what goes wrong before has a status of its own.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
-from contextlib import suppress
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -49,7 +48,7 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
 
 async def streamed(
     request: Request, frames: AsyncGenerator[bytes], failed: Callable[[Exception], bytes],
-    headers: Mapping[str, str] | None = None, ping: bytes = PING, stall: float = 30.0,
+    headers: Mapping[str, str] | None = None, ping: bytes = PING,
 ) -> Response:  # fmt: skip
     """`frames` as a response. What is raised before the first is raised here; later `failed` makes a frame of it."""
     first = asyncio.ensure_future(anext(frames))
@@ -62,18 +61,18 @@ async def streamed(
         if left:
             raise GoneError
         first.result()
-    return _Stream(first, frames, watching, failed, {**HEADERS, **(headers or {})}, ping, stall)
+    return _Stream(first, frames, watching, failed, {**HEADERS, **(headers or {})}, ping)
 
 
 class _Stream(Response):
     def __init__(
         self, first: asyncio.Future[bytes], frames: AsyncGenerator[bytes], watching: asyncio.Future[None],
-        failed: Callable[[Exception], bytes], headers: Mapping[str, str], ping: bytes, stall: float,
+        failed: Callable[[Exception], bytes], headers: Mapping[str, str], ping: bytes,
     ):  # fmt: skip
         self.status_code, self.background = 200, None
         self.init_headers(headers)
         self.first, self.frames, self.watching = first, frames, watching
-        self.failed, self.ping, self.stall = failed, ping, stall
+        self.failed, self.ping = failed, ping
         self.told = time.monotonic()
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
@@ -82,8 +81,7 @@ class _Stream(Response):
         try:
             await asyncio.wait({telling, self.watching}, return_when=asyncio.FIRST_COMPLETED)
             if telling.done():
-                with suppress(TimeoutError):  # nobody reads: what is not complete is closed
-                    telling.result()
+                telling.result()
         finally:
             await _end(telling, pinging, self.watching, self.first)
             await self.frames.aclose()
@@ -94,15 +92,12 @@ class _Stream(Response):
             await self._body(send, await self.first)
             async for frame in self.frames:
                 await self._body(send, frame)
-        except TimeoutError:
-            raise  # nobody reads: there is no use in telling
         except Exception as error:
             await self._body(send, self.failed(error))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _body(self, send: Send, frame: bytes) -> None:
-        async with asyncio.timeout(self.stall):
-            await send({"type": "http.response.body", "body": frame, "more_body": True})
+        await send({"type": "http.response.body", "body": frame, "more_body": True})
         self.told = time.monotonic()
 
     async def _keep_alive(self, send: Send) -> None:
