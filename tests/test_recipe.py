@@ -74,7 +74,7 @@ def test_the_second_way_of_distillation_has_a_name_of_its_own(plain: dict[str, A
 @pytest.mark.parametrize("name", ["eval", ".hidden", "a model", "_"])
 def test_a_model_of_any_name_may_be_examined(done: Path, tmp_path: Path, name: str):
     folder = shutil.copytree(done / "models" / "base", tmp_path / name)
-    plan = recipe.examination(locate(folder), ["gcd"], {}, seed=0, device="cpu", exact=False, n=1)
+    plan = recipe.examination([locate(folder)], ["gcd"], {}, seed=0, device="cpu", exact=False, n=1)
     assert len(plan.outside) == len(plan.stage) == 1
 
 
@@ -227,17 +227,17 @@ def test_a_model_that_knows_no_thinking_is_judged_at_once(tmp_path: Path):
     write_gguf(tmp_path / "blob", model_of(GQA), Chat(chat().tokenizer, plain))
     (tmp_path / "theirs.gguf").symlink_to(tmp_path / "blob")
     how = {"seed": 0, "device": "cpu", "exact": False, "n": 1}
-    plan = recipe.examination(locate(tmp_path / "theirs.gguf"), ["gcd"], {}, thinking=[True, False], **how)
-    assert plan.stage[0].thinking == [False]
+    plan = recipe.examination([locate(tmp_path / "theirs.gguf")], ["gcd"], {}, thinking=[True, False], **how)
+    assert plan.stage[0].exams[0].thinking == [False]
     assert plan.outside == {"theirs": str(tmp_path / "theirs.gguf")}
     write_gguf(tmp_path / "ours.gguf", model_of(GQA), chat())
-    plan = recipe.examination(locate(tmp_path / "ours.gguf"), ["gcd"], {}, thinking=[True, False], **how)
-    assert plan.stage[0].thinking == [True, False]
+    plan = recipe.examination([locate(tmp_path / "ours.gguf")], ["gcd"], {}, thinking=[True, False], **how)
+    assert plan.stage[0].exams[0].thinking == [True, False]
 
 
 def test_an_examination_is_a_recipe_of_one_stage(done: Path):
     plan = recipe.examination(
-        locate(f"{done}:taught"), ["gcd", "products"], {}, seed=3, device="cpu", exact=True, n=5, thinking=[True]
+        [locate(f"{done}:taught")], ["gcd", "products"], {}, seed=3, device="cpu", exact=True, n=5, thinking=[True]
     )
     [stage] = plan.stage
     assert isinstance(stage, EvaluateConfig)

@@ -42,6 +42,7 @@ MENDABLE = (
 )  # fmt: skip
 
 
+TARGET = "Models that are here, names that `mull models` lists, or URL#MODEL of an endpoint."
 USAGE: type[Exception] = typer.BadParameter.__mro__[1]  # click's UsageError, for which typer has no name
 
 
@@ -134,7 +135,7 @@ def _run_recipe(name: str, overrides: list[str], out: Path | None, quiet: bool) 
     print_run(folder, _carry_out(plan, folder, quiet))
 
 
-def _carry_out(plan: Recipe, folder: Path, quiet: bool) -> dict[str, Any]:
+def _carry_out(plan: Recipe, folder: Path, quiet: bool, max_usd: float | None = None) -> dict[str, Any]:
     """Do what is not done yet and write the report; its content."""
     import json
 
@@ -142,6 +143,7 @@ def _carry_out(plan: Recipe, folder: Path, quiet: bool) -> dict[str, Any]:
     from mull.report.html import write_report
     from mull.run import Run
     from mull.stages import recipe
+    from mull.stages.evaluate import OverspentError
 
     dist.settle()
     directory = Run.open(folder, recipe.identity(plan), rates=plan.rates, quiet=quiet)
@@ -149,7 +151,10 @@ def _carry_out(plan: Recipe, folder: Path, quiet: bool) -> dict[str, Any]:
         with _kept(folder):
             if recipe.finished(plan, directory):
                 directory.say(f"{folder} is finished; give another --out to do it again.")
-            recipe.main(plan, directory)
+            try:
+                recipe.main(plan, directory, max_usd)
+            except OverspentError as error:
+                directory.say(f"Stopped at --max-cost ${max_usd:g}, after {error}; a larger one goes on from there.")
             write_report(folder)
     finally:
         directory.close()
@@ -177,9 +182,10 @@ def _kept(folder: Path) -> Iterator[None]:
 
 @app.command(name="eval")
 def evaluate(
-    model: ModelArgument,
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help=TARGET)],
     task: Annotated[
-        list[str], typer.Option("--task", metavar="TASK,...", help="Tasks, comma between (`mull tasks` lists them).")
+        list[str],
+        typer.Option("--task", metavar="TASK,...", help="Tasks (`mull tasks` lists them) or files of your own."),
     ],
     n: Annotated[int, typer.Option("--n", help="Problems per task.")] = 200,
     samples: Annotated[int, typer.Option("--samples", help="Answers per problem.")] = 1,
@@ -191,29 +197,42 @@ def evaluate(
     both: Annotated[bool, typer.Option("--both", help="Thinking and at once, compared.")] = False,
     split: Annotated[str, typer.Option(help="test or validation.")] = "test",
     size: Size = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of published sets' files; else MULL_DATA.")] = None,
+    think_tokens: Annotated[int | None, typer.Option(min=0, help="Longest thought; then the answer is forced.")] = None,
+    judge: Annotated[str | None, typer.Option(metavar="MODEL", help="Who judges, where a task needs a model.")] = None,
+    key_env: Annotated[str, typer.Option(metavar="NAME", help="Variable with the key of a URL#MODEL.")] = "",
+    max_cost: Annotated[float | None, typer.Option(metavar="USD", min=0, help="Stop where it would cost more.")] = None,
+    usd_per_hour: Annotated[float | None, typer.Option(min=0, help="What this machine costs.")] = None,
     device: Device = "auto",
     exact: Exact = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Judge a model on held-out problems; the same report as a run's."""
+    """Judge models on held-out problems, published sets or your own files.
+
+    What is interrupted goes on with the same command; only what is missing is asked.
+    """
     from mull.config import apply_overrides, fingerprint
     from mull.console import print_json, print_run
-    from mull.locate import locate
     from mull.stages import recipe
 
-    found = locate(model)
+    if data is not None:
+        if not data.is_dir():
+            raise UserError(f"--data {data}: there is no such folder.")
+        os.environ["MULL_DATA"] = str(data)
     tasks = [name.strip() for given in task for name in given.split(",") if name.strip()]
     if not tasks:
         raise UserError("--task names no task; `mull tasks` lists them.")
+    targets = [recipe.target(name, key_env) for name in models]
     plan = recipe.examination(
-        found, tasks, apply_overrides({}, size or []), seed=seed, device=device, exact=exact,
-        n=n, samples=samples, max_tokens=max_tokens, split=split,
+        targets, tasks, apply_overrides({}, size or []), seed=seed, device=device, exact=exact,
+        judge=recipe.target(judge, key_env) if judge else None, usd_per_hour=usd_per_hour,
+        n=n, samples=samples, thinking_tokens=think_tokens, max_tokens=max_tokens, split=split,
         temperature=(0.0 if samples == 1 else 1.0) if temperature is None else temperature,
         thinking=[True, False] if both else [not no_think],
     )  # fmt: skip
-    folder = out or Path("runs") / f"eval-{found.name}-{fingerprint(recipe.identity(plan))[:8]}"
-    report = _carry_out(plan, folder, quiet)
+    folder = out or Path("runs") / f"eval-{recipe.name_of(targets[0])}-{fingerprint(recipe.identity(plan))[:8]}"
+    report = _carry_out(plan, folder, quiet, max_cost)
     if as_json:
         print_json({"out": str(folder), "evals": report["evals"], "overall": report["overall"]})
     else:

@@ -150,19 +150,22 @@ class Entry:
     began: float = field(default_factory=lambda: time.perf_counter())
     tokens: int = 0
     flops: float = 0.0
+    charged: float = 0.0
     ledger: Ledger | None = None
     saved: float = field(default_factory=lambda: time.perf_counter())
 
-    def add(self, tokens: int = 0, flops: float = 0.0) -> None:
+    def add(self, tokens: int = 0, flops: float = 0.0, usd: float = 0.0) -> None:
+        """`usd` is what others charge, besides this machine's time: it is on the record at once."""
         self.tokens += tokens
         self.flops += flops
-        if self.ledger is not None and time.perf_counter() - self.saved > SAVE_EVERY:
+        self.charged += usd
+        if self.ledger is not None and (usd or time.perf_counter() - self.saved > SAVE_EVERY):
             self.saved = time.perf_counter()
             self.ledger.record(self)
 
     def bill(self) -> Bill:
         seconds = time.perf_counter() - self.began
-        usd = seconds / 3600 * self.rates.usd_per_hour
+        usd = seconds / 3600 * self.rates.usd_per_hour + self.charged
         return Bill(seconds, self.tokens, self.flops, self.meter.joules() / 3.6e6, usd)
 
 

@@ -105,10 +105,11 @@ def run_config(run: Path) -> dict[str, Any]:
 
 
 def judged(run: Path) -> dict[str, str]:
-    """Name and folder of the models from elsewhere that a run examines, where that is all it does."""
+    """Name and folder, or address, of the models from elsewhere that a run examines, where that is all it does."""
     config = run_config(run)
     kinds = {stage.get("kind") for stage in config.get("stage", [])}
-    return dict(config.get("outside") or {}) if kinds == {"evaluate"} else {}
+    served = {name: f"{one['url']}#{one['model']}" for name, one in (config.get("endpoints") or {}).items()}
+    return {**(config.get("outside") or {}), **served} if kinds == {"evaluate"} else {}
 
 
 def _config(path: Path) -> dict[str, Any]:

@@ -83,10 +83,10 @@ def rollouts(
     """`samples` graded answers to each problem, a problem's answers side by side.
 
     The draw of an answer is keyed by (step, first + place of its problem, sample): the same whatever else is asked.
-    `on_finish(place, answer)` is called as each answer comes to its end, before it is graded. What `log` holds of them
-    is not drawn again. Those of `known` are not asked again; `keep` gets each other one as soon as it is graded, from
-    any thread. A prompt that `longest` leaves no room behind is `truncated`, not asked. `judge` is asked by tasks that
-    need a model to judge.
+    `on_finish(place, answer)` is called as each answer comes to its end; where it raises, no more are asked. What `log`
+    holds of them is not drawn again. Those of `known` are not asked again; `keep` gets each other one as soon as it is
+    graded, from any thread. A prompt that `longest` leaves no room behind is `truncated`, not asked. `judge` is asked
+    by tasks that need a model to judge.
     """
     speaker, known = Speaker(engine, chat, longest), known or {}
     sampling = replace(sampling, thinking=thinking)
@@ -114,22 +114,18 @@ def rollouts(
         def heard(place: int, answer: Completion) -> None:
             talk = talks[at := asked[place]]
             talk.hear(answer)
-            if on_finish is not None:
-                on_finish(at, answer)
             if talk.ended:
                 graded[at] = pool.submit(grade_one, talk)
+            if on_finish is not None:  # it may raise: what has come is graded, and kept, before the pool closes
+                on_finish(at, answer)
 
-        try:
-            while asked:
-                _turn(speaker, [talks[at] for at in asked], sampling, heard, log)
-                asked, log = [at for at in asked if not talks[at].ended], None
-            return [
-                graded[at].result() if at in graded else known[talk.problem.id, talk.sample]
-                for at, talk in enumerate(talks)
-            ]
-        except BaseException:  # what is graded already is kept; no more is begun
-            pool.shutdown(cancel_futures=True)
-            raise
+        while asked:
+            _turn(speaker, [talks[at] for at in asked], sampling, heard, log)
+            asked, log = [at for at in asked if not talks[at].ended], None
+        return [
+            graded[at].result() if at in graded else known[talk.problem.id, talk.sample]
+            for at, talk in enumerate(talks)
+        ]
 
 
 def _turn(

@@ -1,29 +1,33 @@
 """Evaluation: the RL road, stopped after grading.
 
 Every model answers the same held-out problems, thinking and not, and each set of answers is one file of rollouts, from
-which every figure of the report can be derived again. A set that is already on disk is not asked again.
+which every figure of the report can be derived again. A set that is already on disk is not asked again, and of one
+that was interrupted only what is missing.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from mull.data.sources import Draw, seed_of
 from mull.engine.engine import LocalEngine
-from mull.engine.rollout import rollouts, spent
+from mull.engine.remote import RemoteEngine
+from mull.engine.rollout import Speaker, rollouts, spent
 from mull.ledger import Entry
 from mull.report.summary import evaluate_row
 from mull.run import write_atomic
+from mull.stages.kept import Kept
 from mull.stages.stage import Context, StageConfig
 from mull.tasks import find
-from mull.text.chat import Chat
-from mull.types import Completion, Sampling, write_rollouts
+from mull.tasks.base import Judged, Task
+from mull.types import Completion, Rollout, Sampling, UserError, write_rollouts
 
 
 class Exam(Draw):
@@ -46,6 +50,8 @@ class EvaluateConfig(StageConfig):
     temperature: float = Field(default=0.0, ge=0)
     max_tokens: int = Field(default=512, gt=0)
     rows: int = Field(default=512, gt=0)
+    thinking_tokens: int | None = Field(default=None, ge=0)  # the longest thought; what is longer is ended there
+    judge: str = ""  # the model that judges where a task needs one
 
     @model_validator(mode="after")
     def _sensible(self) -> EvaluateConfig:
@@ -85,59 +91,111 @@ def _name(stage: str, model: str, exam: Exam, thinking: bool) -> str:
     return "_".join("".join(c if c.isalnum() or c in "-_.=," else "" for c in part) for part in parts if part)
 
 
+class OverspentError(Exception):
+    """The next answer would cost more than the user wants to pay; what is answered is kept."""
+
+
 def main(cfg: EvaluateConfig, ctx: Context) -> None:
     run, sat = ctx.run, sittings(cfg)
-    for name in cfg.models:
-        ctx.folder(name)  # a missing model is said now, not after an hour
+    for name in (*cfg.models, *filter(None, [cfg.judge])):
+        ctx.present(name)  # a missing model is said now, not after an hour
     for exam in cfg.exams:
-        find(exam.task)
-    engines: dict[str, tuple[LocalEngine, Chat]] = {}
+        _ready(find(exam.task), cfg)
+    speakers: dict[str, Speaker] = {}
+    judge = ctx.speaker(cfg.judge, cfg.rows) if cfg.judge else None
     with run.ledger.stage(cfg.name, cfg.kind) as entry, run.progress(cfg.name, len(sat), unit="exam") as progress:
         for number, sitting in enumerate(sat, 1):
             if not run.rollouts_path(sitting.name).exists():
-                if (model := sitting.model) not in engines:
-                    weights, chat = ctx.load(model, mtp=False)
-                    engines = {model: (ctx.engine(weights, chat, cfg.rows), chat)}
-                row = _sit(cfg, ctx, sitting, engines[model], entry, progress.note)
+                if (model := sitting.model) not in speakers:
+                    speakers = {model: ctx.speaker(model, cfg.rows)}
+                row = _Sitter(cfg, ctx, sitting, speakers[model], judge, entry, progress.note).sit()
                 progress.update(number, solved=row["accuracy"] or 0.0)
             else:
                 progress.update(number)
 
 
-def _sit(
-    cfg: EvaluateConfig, ctx: Context, sitting: Sitting, engine: tuple[LocalEngine, Chat], entry: Entry,
-    note: Callable[[str, int], None],
-) -> dict[str, Any]:
-    (speaker, chat), exam = engine, sitting.exam
-    samples = exam.samples or cfg.samples
-    problems = find(exam.task).problems(cfg.split, exam.n or cfg.n, seed_of("exam", exam.task, exam.label), **exam.size)
-    sampling = Sampling(max_tokens=cfg.max_tokens, temperature=cfg.temperature, seed=ctx.seed)
-    came = 0
+def _ready(task: Task, cfg: EvaluateConfig) -> None:
+    if isinstance(task, Judged) and not cfg.judge:
+        raise UserError(f"{task.name} is graded by a model; name one with --judge.")
 
-    def on_finish(_: int, answer: Completion) -> None:
-        nonlocal came
-        came += 1
-        note(f"answer {came}/{len(problems) * samples}", len(answer.tokens))
 
-    log = ctx.log(cfg.name, sitting.name)
-    began, joules = time.perf_counter(), entry.meter.joules()
-    answers = rollouts(
-        problems, speaker, chat, samples=samples, sampling=sampling, thinking=sitting.thinking,
-        model_name=sitting.model, on_finish=on_finish, log=log,
-    )  # fmt: skip
-    earlier = log.seconds if log is not None else 0.0  # of sessions that were killed
-    seconds = earlier + time.perf_counter() - began
-    tokens, flops = spent(speaker.model.cfg, answers)
-    entry.add(tokens, flops)
-    path = ctx.run.rollouts_path(sitting.name)
-    bill = ctx.run.ledger.price(seconds, tokens, flops)
-    kwh = (entry.meter.joules() - joules) / 3.6e6 + ctx.run.ledger.price(earlier).kwh
-    facts = {
-        "label": exam.label, "split": cfg.split, "seconds": seconds, "usd": bill.usd,
-        "flops": flops, "kwh": kwh, "file": path.name,
-        "stage": cfg.name, "size": exam.size, "temperature": cfg.temperature, "max_tokens": cfg.max_tokens,
-    }  # fmt: skip
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path.with_suffix(".json"), json.dumps(facts))
-    write_rollouts(path, answers)  # last: its presence says that the set is whole
-    return evaluate_row(answers, **facts)
+class _Sitter:
+    """One sitting under way: what it costs so far, and what is kept of it."""
+
+    def __init__(
+        self, cfg: EvaluateConfig, ctx: Context, sitting: Sitting, speaker: Speaker, judge: Speaker | None,
+        entry: Entry, note: Callable[[str, int], None],
+    ):  # fmt: skip
+        self.cfg, self.ctx, self.sitting, self.speaker, self.judge = cfg, ctx, sitting, speaker, judge
+        self.entry, self.note = entry, note
+        self.log = ctx.log(cfg.name, sitting.name) if speaker.chat else None
+        self.kept = None if self.log else Kept(ctx.run.tokens_dir(cfg.name) / f"{sitting.name}.jsonl")
+        self.came = len(self.kept.known) if self.kept else 0
+        self.began, self.joules = time.perf_counter(), entry.meter.joules()
+
+    @property
+    def earlier(self) -> float:
+        """Seconds of sessions that were killed."""
+        return self.kept.seconds if self.kept else self.log.seconds if self.log else 0.0
+
+    def sit(self) -> dict[str, Any]:
+        cfg, exam = self.cfg, self.sitting.exam
+        self.samples = exam.samples or cfg.samples
+        seed = seed_of("exam", exam.task, exam.label)
+        self.problems = find(exam.task).problems(cfg.split, exam.n or cfg.n, seed, **exam.size)
+        sampling = Sampling(max_tokens=cfg.max_tokens, temperature=cfg.temperature, seed=self.ctx.seed)
+        if cfg.thinking_tokens is not None and self.sitting.thinking:
+            sampling = replace(sampling, thinking_tokens=cfg.thinking_tokens)
+        answers = rollouts(
+            self.problems, self.speaker.engine, self.speaker.chat, samples=self.samples, sampling=sampling,
+            thinking=self.sitting.thinking, model_name=self.sitting.model, on_finish=self._came, log=self.log,
+            longest=self.speaker.longest, known=self.kept.known if self.kept else None,
+            keep=self._keep if self.kept else None, judge=self.judge,
+        )  # fmt: skip
+        if isinstance(self.speaker.engine, RemoteEngine) and self.speaker.engine.stopped:
+            raise self._overspent()
+        return self._write(answers)
+
+    def _came(self, _: int, answer: Completion) -> None:
+        if answer.finish == "cancelled":
+            return
+        self.came += 1
+        self.entry.add(usd=answer.usd or 0.0)
+        self.note(f"answer {self.came}/{len(self.problems) * self.samples}", answer.count)
+        most = self.ctx.max_usd
+        if most is not None and self.ctx.run.ledger.total().usd > most:
+            if not isinstance(self.speaker.engine, RemoteEngine):
+                raise self._overspent()
+            self.speaker.engine.stop()  # what is under way there is paid for, and comes
+
+    def _overspent(self) -> OverspentError:
+        return OverspentError(f"{self.sitting.name}: {self.came} of {len(self.problems) * self.samples} answers")
+
+    def _keep(self, rollout: Rollout) -> None:
+        assert self.kept is not None
+        self.kept.keep(rollout, self.kept.seconds + time.perf_counter() - self.began)
+
+    def _write(self, answers: Sequence[Rollout]) -> dict[str, Any]:
+        cfg, exam, run = self.cfg, self.sitting.exam, self.ctx.run
+        seconds = self.earlier + time.perf_counter() - self.began
+        engine = self.speaker.engine
+        tokens, flops = sum(one.count for r in answers for one in (*r.earlier, r.completion)), None
+        if isinstance(engine, LocalEngine):
+            tokens, flops = spent(engine.model.cfg, answers)
+        self.entry.add(tokens, flops or 0.0)
+        path = run.rollouts_path(self.sitting.name)
+        charged = math.fsum(one.usd or 0.0 for r in answers for one in (*r.earlier, r.completion))
+        kwh = (self.entry.meter.joules() - self.joules) / 3.6e6 + run.ledger.price(self.earlier).kwh
+        facts = {
+            "label": exam.label, "split": cfg.split, "seconds": seconds,
+            "usd": charged or run.ledger.price(seconds).usd, "flops": flops, "kwh": kwh, "file": path.name,
+            "stage": cfg.name, "size": exam.size, "temperature": cfg.temperature, "max_tokens": cfg.max_tokens,
+        }  # fmt: skip
+        if not self.speaker.chat:
+            facts |= {"charged_usd": charged, "remote": True}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path.with_suffix(".json"), json.dumps(facts))
+        write_rollouts(path, answers)  # last: its presence says that the set is whole
+        if self.kept:
+            self.kept.forget()
+        return evaluate_row(answers, **facts)

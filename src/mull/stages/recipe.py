@@ -17,6 +17,7 @@ from mull import dist
 from mull.config import Config, apply_overrides, build, digest, nearest, read_toml
 from mull.data.shards import read_texts
 from mull.data.sources import NUMBER, Draw
+from mull.endpoints import Endpoint, endpoint, endpoints
 from mull.ledger import Rates
 from mull.locate import Located, locate
 from mull.model.config import PRESETS, ModelConfig
@@ -59,6 +60,7 @@ class Recipe(Config):
     rates: Rates = Rates()
     model: ModelConfig = PRESETS[PRESET]
     outside: dict[Name, str] = {}  # models that no stage makes: name -> what `locate` takes
+    endpoints: dict[Name, Endpoint] = {}  # models that others serve, for evaluate stages
     stage: list[AnyStage] = Field(min_length=1)
 
 
@@ -109,11 +111,14 @@ def check(recipe: Recipe) -> None:
 def _check_models(recipe: Recipe) -> None:
     """Names are unique, and every stage finds the models it needs among those made before it."""
     made = list(recipe.outside)
-    taken = set(made)
+    taken = {*made, *recipe.endpoints}
+    if twice := recipe.outside.keys() & recipe.endpoints.keys():
+        raise UserError(f"Two models are named {min(twice)!r}; each needs a name of its own.")
     logged = {stage.name + OWN for stage in recipe.stage if stage.kind == "distill"}
     for stage in recipe.stage:
+        served = recipe.endpoints if stage.kind == "evaluate" else {}
         for need in _needs(stage):
-            if need not in made:
+            if need not in made and need not in served:
                 raise UserError(
                     f"Stage {stage.name!r} needs the model {need!r}, which no stage before it makes."
                     f"{nearest(need, made)}"
@@ -155,7 +160,7 @@ def _needs(stage: AnyStage) -> list[str]:
         case DistillConfig():
             return [stage.teacher, *([stage.init] if stage.init else [])]
         case EvaluateConfig():
-            return [*stage.models, *(m for exam in stage.exams for m in exam.models)]
+            return [*stage.models, *(m for exam in stage.exams for m in exam.models), *filter(None, [stage.judge])]
     return []
 
 
@@ -243,38 +248,77 @@ def identity(recipe: Recipe) -> dict[str, Any]:
     return plain
 
 
+Target = Located | Endpoint
+
+
+def target(given: str, key_env: str = "") -> Target:
+    """What `mull eval` can judge: an endpoint's address with its model's name, URL#MODEL; one that models.toml knows;
+    or a model that is here. A path that exists wins over a name. Raises UserError."""
+    if given.startswith(("http://", "https://")):
+        url, _, model = given.partition("#")
+        if not model:
+            raise UserError(f"{url} needs the name of its model behind it: {url}#MODEL.")
+        return Endpoint.of_url(url, model, key_env)
+    if not Path(given).exists() and (given in (known := endpoints()) or given.rpartition(":")[0] in known):
+        return endpoint(given)
+    return locate(given)
+
+
 def examination(
-    found: Located, tasks: Sequence[str], size: Mapping[str, Any], *, seed: int, device: str, exact: bool,
-    **options: Any,
+    targets: Sequence[Target], tasks: Sequence[str], size: Mapping[str, Any], *, seed: int, device: str, exact: bool,
+    judge: Target | None = None, usd_per_hour: float | None = None, **options: Any,
 ) -> Recipe:  # fmt: skip
-    """The recipe of `mull eval`: one stage that judges a model from elsewhere. `options` are EvaluateConfig's.
+    """The recipe of `mull eval`: one stage that judges models from elsewhere. `options` are EvaluateConfig's.
 
     A model whose chat template knows no thinking is judged at once only.
     """
-    if not Chat.load(found.folder).thinks:
-        options["thinking"] = [False]
-    name = re.sub(r"[^A-Za-z0-9_.-]", "-", found.name).lstrip(".-") or "model"
-    stage = {"kind": "evaluate", "name": "eval" if name != "eval" else "exam", "models": [name]} | options
-    stage["exams"] = [{"task": task, "size": dict(size)} for task in tasks]
+    names = [name_of(one) for one in targets]
+    if len(set(names)) < len(names):
+        raise UserError(f"Two models are named {max(names, key=names.count)}; judge them one at a time.")
+    everyone = dict(zip(names, targets, strict=True)) | ({name_of(judge): judge} if judge else {})
+    here = {name: one for name, one in everyone.items() if isinstance(one, Located)}
+    plain = [name for name in names if name in here and not Chat.load(here[name].folder).thinks]
+    thinkers = [name for name in names if name not in plain]
+    stage = {"kind": "evaluate", "name": "eval" if "eval" not in everyone else "exam", "models": names} | options
+    stage["judge"] = name_of(judge) if judge else ""
+    groups = [(plain, [False]), (thinkers, options.get("thinking", []))]
+    stage["exams"] = [
+        {"task": task, "size": dict(size), "models": models, "thinking": thinking}
+        for task in tasks for models, thinking in groups if models
+    ]  # fmt: skip
+    rates = next((one.rates for one in here.values()), Rates())
     raw = {
-        "name": "eval", "about": f"{found.name} on {', '.join(tasks)}", "seed": seed, "device": device,
+        "name": "eval", "about": f"{', '.join(names)} on {', '.join(tasks)}", "seed": seed, "device": device,
         "exactness": "exact" if exact else "fast",
-        "rates": found.rates, "model": read_config(found.folder), "outside": {name: str(found.folder.absolute())},
+        "rates": rates if usd_per_hour is None else rates.model_copy(update={"usd_per_hour": usd_per_hour}),
+        "outside": {name: str(one.folder.absolute()) for name, one in here.items()},
+        "endpoints": {name: one for name, one in everyone.items() if isinstance(one, Endpoint)},
         "stage": [stage],
     }  # fmt: skip
+    if here:
+        raw["model"] = read_config(next(iter(here.values())).folder)
     recipe = build(Recipe, raw, "mull eval")
     check(recipe)
     return recipe
+
+
+def name_of(one: Target) -> str:
+    """As files and reports have it."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", one.name).lstrip(".-") or "model"
 
 
 def finished(recipe: Recipe, run: Run) -> bool:
     return all(run.done(stage.name) for stage in recipe.stage)
 
 
-def main(recipe: Recipe, run: Run) -> None:
-    """Run what is not done yet. The result's name is written as soon as that model exists."""
+def main(recipe: Recipe, run: Run, max_usd: float | None = None) -> None:
+    """Run what is not done yet. The result's name is written as soon as that model exists.
+
+    Raises OverspentError where an evaluation comes to cost more than `max_usd`.
+    """
     device = dist.device(recipe.device)
-    ctx = Context(run, recipe.seed, device, recipe.model, recipe.outside, exact=recipe.exactness == "exact")
+    exact = recipe.exactness == "exact"
+    ctx = Context(run, recipe.seed, device, recipe.model, recipe.outside, exact, recipe.endpoints, max_usd)
     if ctx.exact and device.type != "cpu":
         run.say("exactness = exact has been checked on CPUs only; rl stops at the first bit that differs.")
     models = [s.name for s in recipe.stage if s.kind != "evaluate"]

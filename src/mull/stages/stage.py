@@ -15,7 +15,10 @@ import torch
 from pydantic import AfterValidator
 
 from mull.config import Config
+from mull.endpoints import Endpoint
 from mull.engine.engine import LocalEngine
+from mull.engine.remote import RemoteEngine
+from mull.engine.rollout import Speaker
 from mull.engine.tokenlog import TokenLog
 from mull.model.config import ModelConfig
 from mull.model.transformer import Transformer
@@ -62,6 +65,8 @@ class Context:
     model: ModelConfig
     outside: dict[str, str] = field(default_factory=dict)  # models that no stage makes: name -> path
     exact: bool = False  # answers have the same bits however they are batched, and so do rl's trainer's
+    endpoints: dict[str, Endpoint] = field(default_factory=dict)  # models that others serve
+    max_usd: float | None = None  # an evaluation stops where it would cost more
 
     def folder(self, name: str) -> Path:
         if name in self.outside:
@@ -77,6 +82,20 @@ class Context:
         folder = self.folder(name)
         model = load_model(folder, self.device, mtp)
         return model, Chat.load(folder)
+
+    def present(self, name: str) -> None:
+        """Raises UserError where there is no such model, or no key for it."""
+        if name in self.endpoints:
+            RemoteEngine(self.endpoints[name])
+        else:
+            self.folder(name)
+
+    def speaker(self, name: str, rows: int) -> Speaker:
+        """Whoever answers as `name`: a model in this process, or an endpoint."""
+        if name in self.endpoints:
+            return Speaker(RemoteEngine(self.endpoints[name], say=self.run.say))
+        weights, chat = self.load(name, mtp=False)
+        return Speaker(self.engine(weights, chat, rows), chat, weights.cfg.max_length)
 
     def save(self, name: str, model: Transformer, chat: Chat) -> None:
         save_model(self.run.model_dir(name), model, chat)
