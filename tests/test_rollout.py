@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,11 +18,23 @@ from mull.engine.core import out_of_memory
 from mull.engine.decoder import STEP, Decoder
 from mull.engine.engine import LocalEngine
 from mull.engine.pages import PAGE
-from mull.engine.rollout import grade, rollouts, spent
+from mull.engine.rollout import Speaker, grade, rollouts, spent
 from mull.engine.tokenlog import TokenLog
 from mull.model.flops import decoding_flops
 from mull.tasks import TASKS, find
-from mull.types import Completion, Delta, Problem, Request, Sampling, UserError
+from mull.tasks.base import Verdict
+from mull.types import (
+    Completion,
+    Delta,
+    Finish,
+    Message,
+    Outcome,
+    Problem,
+    Request,
+    Rollout,
+    Sampling,
+    UserError,
+)
 
 
 class Scripted:
@@ -233,3 +246,126 @@ def test_only_a_lack_of_memory_is_taken_for_one(monkeypatch: pytest.MonkeyPatch)
 ], ids=range(6))  # fmt: skip
 def test_the_words_for_it_are_known(error: Exception, lacking: bool) -> None:
     assert out_of_memory(error) == lacking
+
+
+# several turns, known answers, judges
+
+
+class Talkative:
+    """A task of two turns whose answers repeat what was said: it is graded on the whole conversation."""
+
+    name, about = "talkative", "says it again"
+
+    def problems(self, split: str, n: int, seed: int = 0, **size: object) -> list[Problem]:
+        turns = {"turns": ["again", "more"]}
+        return [Problem(self.name, str(i), (Message("user", f"{i}"),), "", turns) for i in range(n)]
+
+    def judge(self, problem: Problem, completion: Completion) -> Verdict:
+        said = [m.content for m in problem.messages if m.role == "assistant"]
+        return Verdict(1.0, "solved", {"heard": "|".join([*said, completion.text])})
+
+    def grade(self, problem: Problem, completion: Completion) -> tuple[float, Outcome]:
+        return self.judge(problem, completion).reward, "solved"
+
+
+class Tasted(Talkative):
+    """The same, judged by a model."""
+
+    needs_judge = True
+
+    def requests_for_judge(self, problem: Problem, completion: Completion) -> list[tuple[Message, ...]]:
+        return [(Message("user", f"is {completion.text} good?"),), (Message("user", "really?"),)]
+
+    def judged(self, problem: Problem, completion: Completion, said: list[str]) -> Verdict:
+        return Verdict(0.5, "solved", {"judge": "|".join(said)})
+
+
+class Counting(Scripted):
+    """Says how often it was asked; stops at a limit, if there is one."""
+
+    def __init__(self, finish: Finish = "stop"):
+        super().__init__([])
+        self.finish: Finish = finish
+
+    def generate(self, requests: Sequence[Request], on_finish: Any = None, log: object = None) -> list[Completion]:
+        answers = []
+        for request in requests:
+            self.asked.append(request)
+            answers.append(Completion((9,), (-1.0,), self.finish, f"{len(self.asked)}", "hm", prompt_tokens=3))
+            if on_finish is not None:
+                on_finish(len(answers) - 1, answers[-1])
+        return answers
+
+
+@pytest.fixture
+def talkative(monkeypatch: pytest.MonkeyPatch) -> list[Problem]:
+    monkeypatch.setitem(TASKS, "talkative", Talkative())
+    return TASKS["talkative"].problems("test", 2)
+
+
+def test_a_conversation_is_answered_turn_by_turn(talkative: list[Problem]) -> None:
+    engine = Counting()
+    one, two = rollouts(talkative, engine, chat(), sampling=Sampling(), thinking=True, step=4)
+    assert [r.key for r in engine.asked] == [(4, i, 0, *turn) for turn in ((), (1,), (1, 2)) for i in (0, 1)]
+    assert [(m.role, m.content) for m in two.problem.messages] == [
+        ("user", "1"), ("assistant", "2"), ("user", "again"), ("assistant", "4"), ("user", "more"),
+    ]  # fmt: skip
+    assert two.problem.messages[1].reasoning == "hm"
+    assert (two.completion.text, [c.text for c in two.earlier]) == ("6", ["2", "4"])
+    assert one.words == {"heard": "1|3|5"}
+    assert engine.asked[4].messages == one.problem.messages
+    assert Rollout.from_json(one.to_json()) == one
+    assert spent(MOE, [one])[0] == 3
+
+
+def test_a_conversation_ends_where_an_answer_is_cut_off(talkative: list[Problem]) -> None:
+    got = rollouts(talkative, Counting("length"), chat(), sampling=Sampling())
+    assert [(len(r.problem.messages), r.earlier) for r in got] == [(1, ()), (1, ())]
+
+
+def test_what_is_known_is_not_asked_and_what_is_graded_is_kept_at_once(talkative: list[Problem]) -> None:
+    kept: list[Rollout] = []
+    whole = rollouts(talkative, Counting(), chat(), samples=2, sampling=Sampling(), keep=kept.append)
+    assert sorted(kept, key=whole.index) == whole
+    known = {(r.problem.id, r.sample): r for r in whole if (r.problem.id, r.sample) != ("1", 0)}
+    engine, again = Counting(), []
+    got = rollouts(talkative, engine, chat(), samples=2, sampling=Sampling(), known=known, keep=again.append)
+    assert {r.key[:3] for r in engine.asked} == {(0, 1, 0)}
+    assert [r for r in got if r not in again] == [r for r in whole if (r.problem.id, r.sample) in known]
+
+
+def test_what_has_come_is_kept_where_the_caller_wants_no_more(talkative: list[Problem]) -> None:
+    kept: list[Rollout] = []
+
+    def enough(place: int, answer: Completion) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        rollouts(talkative, Counting("length"), chat(), sampling=Sampling(), keep=kept.append, on_finish=enough)
+    assert [r.problem.id for r in kept] == ["0"]
+
+
+def test_a_prompt_without_room_behind_it_is_truncated_and_not_asked(problems: list[Problem]) -> None:
+    engine = Counting()
+    got = rollouts(problems, engine, chat(), sampling=Sampling(), longest=5)
+    assert [r.outcome for r in got] == ["truncated"] * 3
+    assert "holds 5" in got[0].completion.error
+    assert not engine.asked
+
+
+def test_messages_go_to_who_has_no_tokens(problems: list[Problem]) -> None:
+    engine = Counting()
+    rollouts(problems, engine, None, sampling=Sampling())
+    assert [(r.tokens, r.messages) for r in engine.asked] == [((), p.messages) for p in problems]
+
+
+def test_a_model_judges_where_a_task_needs_one(talkative: list[Problem], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TASKS, "talkative", Tasted())
+    judge = Speaker(Counting(), chat())
+    got = rollouts(talkative[:1], Counting(), chat(), sampling=Sampling(), judge=judge)
+    assert (got[0].reward, got[0].outcome, got[0].words) == (0.5, "solved", {"judge": "1|2"})
+    alone = rollouts(talkative[:1], Counting(), chat(), sampling=Sampling())
+    assert alone[0].outcome == "infrastructure"
+    assert "--judge" in alone[0].words["grader"]
+    cut = rollouts(talkative[:1], Counting("length"), chat(), sampling=Sampling(), judge=judge)
+    assert cut[0].outcome == "truncated"

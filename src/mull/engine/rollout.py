@@ -48,13 +48,11 @@ class _Talk:
     ahead: tuple[str, ...]  # what the user says after each answer
     prompt: tuple[int, ...] = ()
     answers: tuple[Completion, ...] = ()
-
-    @property
-    def ended(self) -> bool:
-        return bool(self.answers) and (not self.ahead or self.answers[-1].finish != "stop")
+    ended: bool = False
 
     def hear(self, answer: Completion) -> None:
         self.answers += (answer,)
+        self.ended = not self.ahead or answer.finish != "stop"
         if not self.ended:
             said = Message("assistant", answer.text, answer.reasoning or None)
             self.messages += (said, Message("user", self.ahead[0]))
