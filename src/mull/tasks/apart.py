@@ -21,7 +21,7 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -32,7 +32,7 @@ PASSED_ON = ("HOME", "LANG", "LD_LIBRARY_PATH", "PATH", "PYTHONPATH", "TMPDIR") 
 
 
 class StoppedError(Exception):
-    """The process ended in the middle of a request; `timeout` where its alarm ended it."""
+    """The process ended in the middle of a request; `timeout` where an alarm of its own ended it."""
 
     def __init__(self, timeout: bool) -> None:
         self.timeout = timeout
@@ -44,8 +44,8 @@ class Apart:
     One request at a time: threads take turns. `package` is what it imports, `missing` what to say where that is absent.
     """
 
-    def __init__(self, module: str, package: str, missing: str) -> None:
-        self._module, self._package, self._missing = module, package, missing
+    def __init__(self, module: str, package: str, missing: str, passed_on: Sequence[str] = PASSED_ON) -> None:
+        self._module, self._package, self._missing, self._passed_on = module, package, missing, passed_on
         self._lock = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
         self._end: Callable[[], object] = lambda: None
@@ -90,11 +90,11 @@ class Apart:
                         raise UserError(error)
                     case {"end": _}:
                         return items
-        raise StoppedError(timeout=process.wait() == -signal.SIGALRM)
+        raise StoppedError(timeout=process.wait() in (-signal.SIGALRM, -signal.SIGPROF))
 
     def _start(self) -> None:
         self.ready()
-        environment = {key: os.environ[key] for key in PASSED_ON if key in os.environ}
+        environment = {key: os.environ[key] for key in self._passed_on if key in os.environ}
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-W", "ignore", "-m", self._module],
             stdin=subprocess.PIPE,

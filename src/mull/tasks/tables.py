@@ -18,6 +18,7 @@ from typing import Any
 from mull.config import nearest
 from mull.types import UserError
 
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
 MOST = 512 << 20  # bytes of a file
 LINE = 16 << 20  # bytes of a line
 LISTS = ("data", "problems", "examples", "rows", "items")  # where a .json file may have its rows
@@ -179,4 +180,4 @@ def rows_of(entries: Iterable[Any], name: str) -> list[Row]:
     ]
 
 
-__all__ = ["Row", "read", "rows_of"]
+__all__ = ["SUFFIXES", "Row", "read", "rows_of"]
