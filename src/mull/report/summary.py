@@ -147,7 +147,7 @@ def read_exams(folder: Path) -> list[Exam]:
         answers = noted.with_suffix(".jsonl")
         if not answers.exists():
             continue  # the exam was interrupted before its end
-        facts = _facts(noted)
+        facts = read_facts(noted)
         exams.append(exam(read_rollouts(answers), facts))
     return sorted(exams, key=lambda found: (found.row["label"] != HELD_OUT, found.row["label"]))
 
@@ -157,7 +157,7 @@ def exam(rollouts: Sequence[Rollout], facts: Mapping[str, Any]) -> Exam:
     return Exam(_row(rollouts, facts), _by_problem(rollouts, facts), _to_show(rollouts))
 
 
-def _facts(path: Path) -> Row:
+def read_facts(path: Path) -> Row:
     needed = {"label", "split", "seconds", "usd", "file"}
     facts = read_json(path)
     if missing := needed - facts.keys():
@@ -344,5 +344,5 @@ def adjust(rows: Sequence[Row]) -> list[Row]:
 
 __all__ = [
     "ALL_TASKS", "TEACHER", "Answer", "Exam", "adjust", "comparisons", "evaluate_row", "exam", "figures", "judged_pair",
-    "overall", "read_exams", "rows", "summarise",
+    "overall", "read_exams", "read_facts", "rows", "summarise",
 ]  # fmt: skip
