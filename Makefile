@@ -62,7 +62,7 @@ $(VENV)/.made:
 	@touch $@
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/.made
-	$(PIP) -e '.[serve,tasks,tensorboard]'
+	$(PIP) -e '.[serve,eval,tensorboard]'
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/.made

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from mull import __version__, cli_serve
+from mull import __version__, cli_eval, cli_serve
 from mull.cli_options import (
     MODEL,
     Device,
@@ -416,6 +416,7 @@ def recipes(as_json: Json = False) -> None:
         print_names("Recipes", [(name, about) for name, _, about in listed])
 
 
+cli_eval.add_to(app)
 cli_serve.add_to(app)
 
 

@@ -216,6 +216,18 @@ def print_names(title: str, rows: Sequence[tuple[str, str]], what: str = "about"
     _out().print(table)
 
 
+def print_endpoints(rows: Sequence[Row]) -> None:
+    """Dollars per million tokens, and whether the key that each needs is in the environment."""
+    table = _table("Endpoints (USD per million tokens)", ["name", "what", "key", "in", "cached", "out", "priced"], left=3)
+    for row in rows:
+        price = row["usd_per_million"] or {}
+        known = [f"{price[key]:g}" if price.get(key) is not None else "–" for key in ("input", "cached", "output")]
+        key = "none needed" if not row["key_env"] else f"{row['key_env']}{'' if row['key'] else ' (not set)'}"
+        table.add_row(Text(row["name"]), Text(row["about"]), key, *known, str(row["priced"] or "–"))
+    table.columns[1].no_wrap = False
+    _out().print(table)
+
+
 def print_problem(problem: Problem, solution: Message | None) -> None:
     out = _out()
     out.print(Text(problem.messages[-1].content, style="bold"), soft_wrap=True)
@@ -271,6 +283,6 @@ def _used(row: Row) -> list[str]:
 
 
 __all__ = [
-    "command", "error_console", "print_info", "print_json", "print_keys", "print_names", "print_problem", "print_run",
+    "command", "error_console", "print_endpoints", "print_info", "print_json", "print_keys", "print_names", "print_problem", "print_run",
     "print_usage",
 ]  # fmt: skip
