@@ -24,6 +24,11 @@ def said(text: str, **more: Any) -> Completion:
     return Completion(tokens=(1,), logprobs=(0.0,), finish=more.pop("finish", "stop"), text=text, **more)
 
 
+def names(cues: list[str], words: str) -> bool:
+    problem = Problem("ambiguity", "x", (), "", {"variant": "underspecified", "name": "it", "cues": cues})
+    return TASK.judge(problem, said(f"QUESTION: {words}")).outcome == "solved"
+
+
 def problem_of(drawn: Drawn) -> Problem:
     return Problem("ambiguity", "x", (Message("user", drawn.text),), drawn.answer, drawn.meta)
 
@@ -89,6 +94,92 @@ def test_wrong_where_a_quantity_is_missing(text: str, words: str):
     outcome, judgement = judged(LESSON, text)
     assert outcome == "wrong"
     assert words in judgement
+
+
+# how people ask, by story and quantity, written without looking at the cues
+CAST = {"a": "Ada", "b": "Ben", "c": "Carla", "x": "mug", "y": "pen", "s": "Arden", "t": "Corvo", "v": "bus"}
+ASKED: dict[str, list[list[str]]] = {
+    "shopping": [
+        ["How many mugs does Ada buy?", "the quantity of mugs is unknown", "The number of mugs is not stated."],
+        ["What does one mug cost?", "How much is a mug?",
+         "the price per mug is missing", "How many euros is each mug?"],
+        ["How many pens are bought?", "number of pens", "The text does not say how many pens Ada takes."],
+        ["What is the price of a pen?", "How much does a pen cost in euros?",
+         "two different prices are given for a pen"],
+    ],
+    "travel": [
+        ["How long does the first leg take?", "How many hours is the bus on the first leg?", "duration of leg 1"],
+        ["How fast does it go on the first leg?", "the bus's speed on the first leg", "average speed, first leg"],
+        ["How long does the second leg last?", "the time for the second leg is missing", "how many hours: 2nd leg?"],
+        ["What is the speed of the bus on the second leg?", "How fast is the second leg?"],
+    ],
+    "ages": [
+        ["How old is Ada?", "What is Ada's age?", "Ada's current age is not given"],
+        ["How much older is Ben than Ada?", "How old is Ben?", "the age difference between Ada and Ben",
+         "How is Ben's age related to Ada's?"],
+        ["How many times as old as Ben is Carla?", "the relationship of Carla's age to Ben's",
+         "ratio of Carla's and Ben's ages"],
+    ],
+    "mixture": [
+        ["How many litres are in the red jug?", "How much lemonade is in the red jug?", "the volume of the red jug"],
+        ["How much sugar does the red jug have per litre?", "the sugar content of the red lemonade",
+         "grams of sugar (red)"],
+        ["How many liters does the blue jug hold?", "What is the volume of the blue jug?", "amount in the blue jug"],
+        ["How many grams of sugar does a litre from the blue jug have?", "the sugar concentration of the blue jug"],
+    ],
+    "course": [
+        ["How many lessons are there per week?", "the number of lessons each week", "How often in a week are classes?"],
+        ["How long is one lesson?", "How many minutes does a class last?", "the lesson duration is contradictory"],
+        ["For how many weeks does the course run?", "How long is the course?", "the course's length in weeks"],
+    ],
+    "bakery": [
+        ["How many ovens does the bakery have?", "The number of ovens is contradictory.", "count of ovens"],
+        ["How many trays fit in an oven?", "How many trays does each oven take?",
+         "trays per oven: the number is unclear"],
+        ["How many rolls are on a tray?", "the number of rolls per tray", "How many rolls does each tray hold?"],
+    ],
+    "fence": [
+        ["How long is the garden?", "What is the length of the garden?", "the garden's length is given as two values"],
+        ["How wide is the garden?", "the width is missing", "What is the garden's breadth?"],
+        ["What does a metre of fence cost?", "How much is the fence per meter?", "price per metre"],
+    ],
+    "savings": [
+        ["How much money did Ada have at the start?", "What was the initial amount?",
+         "How many euros were in the box?"],
+        ["How much does Ada save each week?", "the weekly amount saved", "How many euros are added per week?"],
+        ["For how many weeks does Ada save?", "the number of weeks is unknown", "How long does Ada save?"],
+        ["How much does the present cost?", "What is the price of the gift?"],
+    ],
+    "reading": [
+        ["How many pages does the novel have?", "the total number of pages of the book", "How long is the novel?"],
+        ["How many pages had Ada read before the holidays?", "pages already read at the start",
+         "How far was she before?"],
+        ["How many pages does Ada read per day?", "the daily number of pages", "Her reading rate in pages a day"],
+        ["How many days do the holidays last?", "the length of the holidays in days", "How long are the holidays?"],
+    ],
+    "feast": [
+        ["How many guests come?", "the number of guests", "How many people attend the feast?"],
+        ["How much flour does each guest need?", "grams of flour per person", "flour per guest is missing"],
+        ["How much flour is for dusting the board?", "the extra flour", "additional flour needed for the board"],
+    ],
+}  # fmt: skip
+
+
+# two relations with the same person: words cannot tell them apart
+BLURRED = {
+    "How is Ben's age related to Ada's?", "the relationship of Carla's age to Ben's", "ratio of Carla's and Ben's ages",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("story", STORIES)
+def test_questions_as_people_ask_them_name_their_quantity_and_no_other(story: str):
+    cues = [[cue.format(**CAST) for cue in quantity.cues] for quantity in STORIES[story].quantities]
+    assert len(cues) == len(ASKED[story])
+    for own, questions in enumerate(ASKED[story]):
+        for question in questions:
+            named = [i for i, cue in enumerate(cues) if names(cue, question)]
+            assert own in named, (question, cues[own])
+            assert len(named) == 1 or question in BLURRED, (question, named)
 
 
 def test_of_a_contradiction_both_values_or_the_name_will_do_and_an_assumption_takes_one_of_them():

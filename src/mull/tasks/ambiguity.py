@@ -83,7 +83,8 @@ class Story(NamedTuple):
     asides: tuple[str, ...]  # numbers that do not matter
 
 
-HOW_MANY = "how many|number|amount|quantit|count"
+HOW_MANY = "how many(?! euros| minutes)|number(?! of minutes)|amount|quantit|count"
+LITRES = "lit(?:re|er)s|volume|hold|capacity|size|full|how much(?! sugar)|amount(?! of sugar)|quantit"
 PRICE = "price|cost|euro|how much|expensive|charge|pay|worth"
 TIME = "time|hour|long|duration|last|takes"
 SPEED = "speed|fast|km/h|kilomet|pace|veloc"
@@ -135,10 +136,10 @@ STORIES: dict[str, Story] = {
         "{a}, {b} and {c} are friends of different ages.",
         (
             Quantity("the age of {a}", "{a} is {n} years old.", "{a} has just turned {n} years old.", (3, 12),
-                     (AGE + "|turn", "{a}")),
+                     (r"old\b|age(?! diff| gap)|years|born|turn", "{a}")),
             Quantity("how much older {b} is than {a}", "{b} is {n} years older than {a}.",
                      "On the day {a} was born, {b} turned {n}.", (2, 9),
-                     ("older|younger|differen|apart|gap|than|relat|compar|between", "{b}")),
+                     ("older|younger|differen|apart|gap|than|relat|compar|between|how old|age of|{b}'s age", "{b}")),
             Quantity("how many times as old as {b} {c} is", "{c} is {n} times as old as {b}.",
                      "Take {b}'s age {n} times, and you have {c}'s.", (2, 4),
                      ("times|ratio|multipl|factor|than|relat|compar|older|differen|as old as", "{c}")),
@@ -155,12 +156,12 @@ STORIES: dict[str, Story] = {
         "{a} mixes lemonade from two jugs, a red one and a blue one, and uses up both.",
         (
             Quantity("the litres in the red jug", "The red jug holds {n} litres.", "In the red jug are {n} litres.",
-                     (2, 9), ("litre|liter|volume|hold|capacity|size|full|how much|amount|quantit", "red")),
+                     (2, 9), (LITRES, "red")),
             Quantity("the sugar in a litre from the red jug", "Each litre from the red jug has {n} grams of sugar.",
                      "The label of the red jug says {n} grams of sugar a litre.", (20, 90),
                      ("sugar|sweet|gram|concentrat", "red")),
             Quantity("the litres in the blue jug", "The blue jug holds {n} litres.", "In the blue jug are {n} litres.",
-                     (2, 9), ("litre|liter|volume|hold|capacity|size|full|how much|amount|quantit", "blue")),
+                     (2, 9), (LITRES, "blue")),
             Quantity("the sugar in a litre from the blue jug", "Each litre from the blue jug has {n} grams of sugar.",
                      "The label of the blue jug says {n} grams of sugar a litre.", (20, 90),
                      ("sugar|sweet|gram|concentrat", "blue")),
@@ -241,7 +242,7 @@ STORIES: dict[str, Story] = {
                      ("start|beg[ai]n|initial|already|before|original|box",)),
             Quantity("the money saved in a week", "Every week {n} euros are added.",
                      "{a} puts {n} euros aside each week.", (5, 20),
-                     ("week", "much|amount|euro|sav|add|put|money|sum")),
+                     ("week", "much|amount|euro|add|put|money|sum|sav.* (?:a|each|every|per) week|weekly sav")),
             Quantity("the number of weeks", "This goes on for {n} weeks.", "{a} keeps it up for {n} weeks.", (4, 20),
                      ("weeks|how long|duration",)),
             Quantity("the price of the present", "The present costs {n} euros.",
@@ -266,7 +267,7 @@ STORIES: dict[str, Story] = {
                      ("page|read|much|far", "before|already|start|beg[ai]n|earlier|previous")),
             Quantity("the number of pages read each day", "Each day of the holidays {a} reads {n} pages.",
                      "In the holidays it is {n} pages every day.", (10, 25),
-                     ("day|daily", "page|much|many|rate|pace")),
+                     ("day|daily", "page|much|rate|pace")),
             Quantity("the number of days of the holidays", "The holidays last {n} days.",
                      "The holidays are over after {n} days.", (5, 12),
                      ("days|how long|duration|last|length", "days|holiday")),
