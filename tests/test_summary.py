@@ -328,3 +328,21 @@ def test_flops_and_energy_are_told_per_answer_where_they_are_known():
     row = summary.figures(problems, 2.0, 0.1, 8.0, 6.0)
     assert (row["seconds_per_answer"], row["flops_per_answer"], row["kwh_per_solved"]) == (0.5, 2.0, 2.0)
     assert summary.figures(problems, 2.0, 0.1)["flops_per_answer"] is None
+
+
+def test_what_an_answer_costs_has_an_interval_and_its_time_has_quantiles():
+    said = Completion((1,) * 10, (0.0,) * 10, "stop", "1", thinking_tokens=6, seconds=2.0)
+    rollouts = []
+    for i in range(20):
+        problem = Problem("t", str(i), (), "1")
+        turn = replace(said, seconds=float(i), usd=0.01 * (1 + i % 2))
+        rollouts.append(Rollout(problem, turn, 1.0, "solved", earlier=(said,)))
+    row = summary.evaluate_row(rollouts, label="l", split="test", seconds=60.0, usd=0.3, file="f")
+    assert row["tokens_per_answer"] == 20 and row["thinking_tokens_per_answer"] == 12
+    assert row["latency_seconds"] == [11.5, 19.0]  # both turns
+    assert row["charged_usd"] == pytest.approx(0.3) and row["usd_per_answer"] == pytest.approx(0.015)
+    low, high = row["usd_per_answer_ci95"]
+    half = 2.0930 * 0.005 * math.sqrt(20 / 19) / math.sqrt(20)
+    assert (low, high) == (pytest.approx(0.015 - half, rel=1e-4), pytest.approx(0.015 + half, rel=1e-4))
+    alone = summary.evaluate_row(rollouts[:1], label="l", split="test", seconds=1.0, usd=0.0, file="f")
+    assert alone["usd_per_answer_ci95"] is None

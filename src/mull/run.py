@@ -43,8 +43,9 @@ MACHINE = "(machine)"  # in state.json, beside the stages; no stage can be named
 # Fields of metrics, rollouts and reports that tell of clocks and of the bill. All others are the same, to the last bit,
 # in a run that was killed and continued as in one that was not.
 CLOCKS = frozenset({
-    "time", "seconds", "tokens_per_s", "seconds_per_answer", "usd", "usd_per_solved", "usd_per_solved_ci95", "kwh",
-    "kwh_per_solved", "peak_rss_bytes", "stages", "total",
+    "time", "seconds", "tokens_per_s", "seconds_per_answer", "latency_seconds", "usd", "usd_per_answer",
+    "usd_per_answer_ci95", "usd_per_solved", "usd_per_solved_ci95", "charged_usd", "kwh", "kwh_per_solved",
+    "peak_rss_bytes", "stages", "total",
 })  # fmt: skip
 
 

@@ -11,6 +11,8 @@ The price: exams are read whole each time, about a second per ten thousand answe
 from __future__ import annotations
 
 import json
+import math
+import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -42,7 +44,10 @@ class Answer:
 
     outcome: str
     vote: str | None  # what it says, for the majority; None if it said nothing that could be read
-    tokens: int
+    tokens: int  # of all its turns, thinking included, as the rest
+    thinking: int = 0
+    seconds: float = 0.0
+    usd: float | None = None  # what an endpoint charged
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +78,17 @@ def _by_problem(rollouts: Iterable[Rollout], facts: Mapping[str, Any]) -> dict[K
     problems: dict[Key, list[Answer]] = {}
     for r in rollouts:
         key = (r.problem.task, size, r.problem.id)
-        problems.setdefault(key, []).append(Answer(r.outcome, _vote(r), len(r.completion.tokens)))
+        problems.setdefault(key, []).append(_answer(r))
     return problems
+
+
+def _answer(rollout: Rollout) -> Answer:
+    turns = (*rollout.earlier, rollout.completion)
+    charged = [turn.usd for turn in turns if turn.usd is not None]
+    return Answer(
+        rollout.outcome, _vote(rollout), sum(turn.count for turn in turns), sum(turn.thinking_tokens for turn in turns),
+        math.fsum(turn.seconds for turn in turns), math.fsum(charged) if charged else None,
+    )  # fmt: skip
 
 
 def _vote(rollout: Rollout) -> str | None:
@@ -93,7 +107,8 @@ def figures(
     scored = {k: [a for a in answers if a.outcome != stats.NOT_SCORED] for k, answers in problems.items()}
     scored = {k: answers for k, answers in scored.items() if answers}
     total = sum(len(answers) for answers in scored.values())
-    tokens = sum(a.tokens for answers in problems.values() for a in answers)
+    everything = [a for answers in problems.values() for a in answers]
+    tokens, charged = sum(a.tokens for a in everything), [a.usd for a in everything if a.usd is not None]
     share = stats.clustered([[a.outcome == "solved" for a in answers] for answers in scored.values()])
     per_solved, range_ = stats.cost_per_solved(usd, total, share)
     row: Row = {
@@ -108,19 +123,46 @@ def figures(
         "outcomes": {name: counts[name] for name in OUTCOMES if counts[name]},
         "tokens": tokens,
         "tokens_per_answer": tokens / counts.total() if counts else None,
+        "thinking_tokens_per_answer": sum(a.thinking for a in everything) / counts.total() if counts else None,
         "seconds_per_answer": seconds / counts.total() if counts else None,
+        "latency_seconds": _latency([a.seconds for answers in scored.values() for a in answers]),
         "flops_per_answer": flops / counts.total() if counts and flops is not None else None,
         "kwh_per_solved": stats.cost_per_solved(kwh, total, share)[0] if kwh is not None else None,
+        "usd_per_answer": usd / counts.total() if counts else None,
+        "usd_per_answer_ci95": _cost_range(problems, usd),
         "usd_per_solved": per_solved,
         "usd_per_solved_ci95": list(range_),
         "seconds": seconds,
         "flops": flops,
         "kwh": kwh,
         "usd": usd,
+        "charged_usd": math.fsum(charged) if charged else None,
     }
     if row["samples"] > 1 and scored:
         row |= _repeated(list(scored.values()))
     return row
+
+
+def _latency(seconds: Sequence[float]) -> list[float] | None:
+    """Median and nine tenths of the times that answers took, each from its submission to its last token."""
+    if not seconds:
+        return None
+    return [statistics.median(seconds), sorted(seconds)[math.ceil(0.9 * len(seconds)) - 1]]
+
+
+def _cost_range(problems: Mapping[Key, Sequence[Answer]], usd: float) -> list[float] | None:
+    """The interval of what an answer costs: as answers to other problems would differ in what was charged for them,
+    or, where a machine's time is what they cost, in their tokens. None for a single problem.
+    """
+    charged = any(a.usd is not None for answers in problems.values() for a in answers)
+    weights = [
+        statistics.fmean((a.usd or 0.0) if charged else a.tokens for a in answers) for answers in problems.values()
+    ]
+    answers, n = sum(map(len, problems.values())), len(weights)
+    if n < 2 or not (mean := statistics.fmean(weights)):
+        return None
+    half = stats.t95(n - 1) * statistics.stdev(weights) / math.sqrt(n) / mean
+    return [usd / answers * max(0.0, 1 - half), usd / answers * (1 + half)]
 
 
 def _repeated(problems: Sequence[Sequence[Answer]]) -> Row:
