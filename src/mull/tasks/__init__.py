@@ -8,13 +8,18 @@ from pathlib import Path
 from mull.config import nearest
 from mull.tasks.arithmetic import ChainSum, Gcd, Products
 from mull.tasks.base import SPLITS, Split, Task, Worked
+from mull.tasks.changed import Changed
 from mull.tasks.files import FileTask
+from mull.tasks.ifeval import IFEval
+from mull.tasks.mathematics import mathematics
 from mull.tasks.puzzle import puzzles
 from mull.tasks.tables import SUFFIXES
 from mull.types import UserError
 
 TAUGHT: dict[str, Worked] = {task.name: task for task in (ChainSum(), Products(), Gcd())}
-TASKS: dict[str, Task] = {**TAUGHT, **puzzles()}
+TASKS: dict[str, Task] = {
+    **TAUGHT, **mathematics(), **{task.name: task for task in (IFEval(), Changed())}, **puzzles(),
+}  # fmt: skip
 
 
 def find(name: str) -> Task:
