@@ -10,7 +10,7 @@ import pytest
 
 from mull.tasks import data
 from mull.tasks.base import Examining, Golden
-from mull.tasks.ifeval import IFEval, problem_of, variants
+from mull.tasks.ifeval import IFEval, accuracies, problem_of, variants
 from mull.tasks.instructions import CHECKS
 from mull.types import Completion, Problem, UserError
 
@@ -83,6 +83,26 @@ def test_answers_without_an_end_or_a_text(problem: Problem):
     verdict = IFEval().judge(problem, said(" "))
     assert (verdict.reward, verdict.outcome) == (0.0, "wrong")
     assert set(verdict.words.values()) == {"the answer is empty", "not followed"}
+
+
+def test_the_four_usual_figures(problem: Problem):
+    """Three instructions to each answer."""
+    answers = ['"Tea is good"', 'Sure:\n**"Tea is good"**', '"Tea"', "a, b"]
+    words = [IFEval().judge(problem, said(text)).words for text in answers]
+    assert words[1]["startend:quotation"] == "is not between double quotation marks; followed when read loosely"
+    assert accuracies(words) == pytest.approx(
+        {
+            "prompt, strict": 1 / 4,
+            "prompt, loose": 2 / 4,
+            "instruction, strict": (3 + 2 + 2 + 1) / 12,
+            "instruction, loose": (3 + 3 + 2 + 1) / 12,
+        }
+    )
+    assert set(accuracies([]).values()) == {0.0}
+
+
+def test_the_thinking_is_not_judged(problem: Problem):
+    assert IFEval().grade(problem, said('"Tea is good"', reasoning="First, no commas, then quotes."))[1] == "solved"
 
 
 def test_one_kind_asked_twice_has_two_words():

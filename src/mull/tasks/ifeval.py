@@ -1,8 +1,9 @@
 """IFEval: 541 prompts, each with one to three instructions whose following a program checks (arXiv 2311.07911).
 
 A prompt is solved where the answer follows all its instructions: strict accuracy, prompt level, IFEval's headline. The
-words say it for each instruction, and whether a loose reading would have accepted the answer: the same checks on eight
-variants of it, without its first line, its last, and its asterisks. The set has no gold answers.
+words say it for each instruction, and whether a loose reading accepts what the strict one does not: the same checks on
+eight variants of the answer, without its first line, its last, and its asterisks. `accuracies` makes the four usual
+figures of them. The set has no gold answers.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from mull.tasks import data
 from mull.tasks.base import Verdict, first_of, unfinished
 from mull.tasks.instructions import TELLS_LANGUAGE, follows, known, needs_languages
 from mull.types import Completion, Message, Outcome, Problem, UserError
+
+FOLLOWED = "followed"
+LOOSELY = "; followed when read loosely"
 
 
 class IFEval:
@@ -37,11 +41,17 @@ class IFEval:
         if cut := unfinished(completion):
             return Verdict(0.0, cut)
         asked, text = problem.meta["instructions"], completion.text
-        results = [follows(item["id"], text, item["arguments"]) for item in asked]
-        words = dict(zip(names(asked), ("followed" if ok else why for ok, why in results), strict=True))
-        share = sum(ok for ok, _ in results) / len(results)
-        loose = share == 1.0 or all(any(obeys(item, variant) for variant in variants(text)) for item in asked)
-        words["loose"] = "followed" if loose else "not followed"
+        strict = [follows(item["id"], text, item["arguments"]) for item in asked]
+        loose = [
+            ok or any(obeys(item, variant) for variant in variants(text))
+            for item, (ok, _) in zip(asked, strict, strict=True)
+        ]
+        said = [
+            FOLLOWED if ok else f"{why}{LOOSELY if looser else ''}"
+            for (ok, why), looser in zip(strict, loose, strict=True)
+        ]
+        share = sum(ok for ok, _ in strict) / len(strict)
+        words = dict(zip(names(asked), said, strict=True)) | {"loose": FOLLOWED if all(loose) else "not followed"}
         return Verdict(share, "solved" if share == 1.0 else "wrong", words)
 
     def grade(self, problem: Problem, completion: Completion) -> tuple[float, Outcome]:
@@ -78,4 +88,19 @@ def variants(text: str) -> Iterator[str]:
         yield cut.replace("*", "") if stars else cut
 
 
-__all__ = ["IFEval", "problem_of", "variants"]
+def accuracies(words: Sequence[Mapping[str, str]]) -> dict[str, float]:
+    """The four usual figures, from the words of judged answers: strict and loose, by prompt and by instruction."""
+    each = [[said for name, said in one.items() if name != "loose"] for one in words]
+    strict = [[said == FOLLOWED for said in one] for one in each]
+    loose = [[said == FOLLOWED or said.endswith(LOOSELY) for said in one] for one in each]
+    flat = [(a, b) for one, other in zip(strict, loose, strict=True) for a, b in zip(one, other, strict=True)]
+    prompts, instructions = max(len(each), 1), max(len(flat), 1)
+    return {
+        "prompt, strict": sum(map(all, strict)) / prompts,
+        "prompt, loose": sum(map(all, loose)) / prompts,
+        "instruction, strict": sum(a for a, _ in flat) / instructions,
+        "instruction, loose": sum(b for _, b in flat) / instructions,
+    }
+
+
+__all__ = ["IFEval", "accuracies", "problem_of", "variants"]
