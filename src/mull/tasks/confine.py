@@ -18,10 +18,6 @@ if TYPE_CHECKING:
 
 NOBODY = 65534
 WORK = "/answer"  # the only writable place, an empty file system in memory
-SHOWN = (
-    "/lib", "/lib32", "/lib64", "/usr/lib", "/usr/lib32", "/usr/lib64", "/usr/local/lib", "/nix/store", "/gnu/store",
-)  # fmt: skip
-
 # linux/sched.h, linux/mount.h, linux/prctl.h, linux/capability.h
 NEWNS, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET = (1 << bit for bit in (17, 26, 27, 28, 29, 30))
 RDONLY, NOSUID, NODEV, NOEXEC, REMOUNT, BIND, REC, PRIVATE = 1, 2, 4, 8, 32, 4096, 16384, 1 << 18
@@ -111,6 +107,7 @@ def _namespaces(kind: str, uid: int, call: Callable[..., None]) -> None:
 
 def _view(uid: int, call: Callable[..., None]) -> None:
     """A file system that holds the interpreter's library, read-only, and one empty writable folder."""
+    paths = shown()
     call("mount", b"none", b"/", None, REC | PRIVATE, None)
     call("mount", b"none", b"/tmp", b"tmpfs", NOSUID | NODEV, b"size=1m,mode=755")
     os.chdir("/tmp")
@@ -118,7 +115,7 @@ def _view(uid: int, call: Callable[..., None]) -> None:
     os.mkdir("jail")
     call("pivot_root", b".", b"old")
     os.chdir("/")
-    for path in shown():
+    for path in paths:
         _show(path, call)
     os.mkdir("/jail" + WORK)
     options = f"size=64m,nr_inodes=4k,mode=700,uid={uid},gid={uid}"
@@ -129,14 +126,23 @@ def _view(uid: int, call: Callable[..., None]) -> None:
 
 
 def shown() -> list[str]:
-    """The folders that the interpreter needs: shared libraries, and its own."""
-    own = [
-        os.path.dirname(os.__file__),
-        os.path.join(sys.base_prefix, "lib"),
-        os.path.join(sys.base_exec_prefix, "lib"),
+    """The folders that the interpreter needs: its own library, and shared ones (where these have a folder of their
+    own, not what else lies beside it)."""
+    kind = getattr(sys.implementation, "_multiarch", "")
+    shared = [
+        os.path.join(top, kind) if os.path.isdir(os.path.join(top, kind)) else top for top in ("/lib", "/usr/lib")
     ]
+    own = {os.path.dirname(os.__file__)}
+    own |= {os.path.join(prefix, "lib") for prefix in (sys.base_prefix, sys.base_exec_prefix) if prefix != "/usr"}
     paths: list[str] = []
-    for path in (*SHOWN, *sorted({os.path.realpath(path) for path in own}, key=len)):
+    for path in (
+        *shared,
+        "/lib64",
+        "/usr/lib64",
+        "/nix/store",
+        "/gnu/store",
+        *sorted(map(os.path.realpath, own), key=len),
+    ):
         if not any(path.startswith(other + "/") or path == other for other in paths):
             paths.append(path)
     return paths

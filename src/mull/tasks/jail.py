@@ -71,12 +71,15 @@ def _dump(value: Any, out: bytearray, refer: Callable[[Any], int] | None, depth:
 
 
 CONTAINERS: dict[bytes, type] = {b"l": list, b"u": tuple, b"e": set, b"z": frozenset}
+TYPES = {kind.__name__: kind for kind in (bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset)}
 
 
 def _odd(value: Any, kind: type, out: bytearray, refer: Callable[[Any], int] | None, depth: int) -> None:
     """What is not a builtin container: known number types as text, iterators drained, anything else a reference."""
     name = f"{kind.__module__}.{kind.__qualname__}"
-    if name in ("decimal.Decimal", "fractions.Fraction"):
+    if kind is type and value in TYPES.values():
+        _many(b"T", [value.__name__], out, refer, depth)
+    elif name in ("decimal.Decimal", "fractions.Fraction"):
         _many(b"N", [name, str(value)], out, refer, depth)
     elif name in ("builtins.dict_keys", "builtins.dict_items"):
         _many(b"e", list(value), out, refer, depth)
@@ -161,6 +164,8 @@ def _made(mark: bytes, parts: list[Any], find: Callable[[int, str], Any] | None)
         return iter(parts)
     if mark == b"N":
         return _number(*parts)
+    if mark == b"T":
+        return TYPES[parts[0]]
     if mark == b"r" and find is not None:
         number, kind = parts
         return find(number, kind)

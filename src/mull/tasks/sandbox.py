@@ -35,12 +35,12 @@ START = (
     "confine.confine({kind!r}, {limits!r}); jail.main({role!r}, {fd})"
 )
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": confine.WORK, "LC_ALL": "C.UTF-8", "PYTHONHASHSEED": "0"}
-SHUT = "no network, no files but Python's library, limits on time, memory, output"
+SHUT = "no network, no files but Python's library, limits on time, memory, processes and output"
 KERNEL = "it does not protect from a fault in the kernel"
 PROTECTION: dict[Kind, str] = {
-    "root": f"Code runs in namespaces of its own, as a user that owns nothing: {SHUT} and processes; {KERNEL}.",
-    "user": f"Code runs in user namespaces of its own: {SHUT} and processes; {KERNEL}.",
-    "bubblewrap": f"Code runs under bubblewrap: {SHUT}; {KERNEL}, nor from many processes.",
+    "root": f"Code runs in namespaces of its own, as a user that owns nothing: {SHUT}; {KERNEL}.",
+    "user": f"Code runs in user namespaces of its own: {SHUT}; {KERNEL}.",
+    "bubblewrap": f"Code runs under bubblewrap: {SHUT}; {KERNEL}.",
     "limits": "Code runs under resource limits alone, as this system gives us no namespaces: it can start no process "
     "and write into no file, but read and delete what you can, and reach the network.",
 }
@@ -119,11 +119,12 @@ def kind() -> Kind:
 
 
 def _ways() -> Iterator[Kind]:
+    root = os.getuid() == 0
     if sys.platform == "linux":
-        if os.getuid() == 0:
+        if root:
             yield "root"
         yield "user"
-        if shutil.which("bwrap"):
+        if shutil.which("bwrap") and not root:  # within it root stays root, whose processes no limit counts
             yield "bubblewrap"
     yield "limits"
 
@@ -160,10 +161,10 @@ def _bubblewrap(files: Sequence[Path]) -> list[str]:
 class _Process:
     """One of the two processes of a run, and what it has written so far."""
 
-    def __init__(self, command: list[str], fd: int, stdin: int) -> None:
+    def __init__(self, command: list[str], stdin: int, fds: Sequence[int] = ()) -> None:
         try:
             self.popen = subprocess.Popen(
-                command, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, pass_fds=(fd,), cwd="/",
+                command, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, pass_fds=fds, cwd="/",
                 env=ENVIRONMENT, start_new_session=True,
             )  # fmt: skip
         except OSError as error:
@@ -212,9 +213,9 @@ def _run(way: Kind, spec: tuple[list[str], ...], limits: Limits) -> Ran:
     with contextlib.ExitStack() as ending:
         ending.callback(here.close)
         ending.callback(there.close)
-        answer = _Process(_command(way, "answer", 0, limits), there.fileno(), there.fileno())
+        answer = _Process(_command(way, "answer", 0, limits), there.fileno())
         ending.callback(answer.close)
-        judge = _Process(_command(way, "judge", here.fileno(), limits), here.fileno(), subprocess.PIPE)
+        judge = _Process(_command(way, "judge", here.fileno(), limits), subprocess.PIPE, [here.fileno()])
         ending.callback(judge.close)
         here.close()
         there.close()
