@@ -17,6 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from random import Random
@@ -38,6 +39,7 @@ MISUNDERSTOOD = 3  # requests that are refused as they stand, before any is answ
 LOST = 8  # requests given up in a row, after which the rest is not asked
 LONGEST = 600.0  # seconds that we wait because an endpoint says so
 MINUTE = 60.0
+CLOSING = "</thought>"  # Gemini's, in front of the answer
 NOT_ASKED = "It was not asked: the engine was stopped."
 
 
@@ -85,6 +87,7 @@ class Pace:
 class _Run:
     """One call of `generate`."""
 
+    client: httpx2.Client
     requests: Sequence[Request]
     bodies: Sequence[dict[str, Any]]
     left: queue.SimpleQueue[int]
@@ -93,6 +96,7 @@ class _Run:
     why: str = NOT_ASKED
     lost: int = 0  # requests given up since the last answer
     refused: int = 0  # requests that the endpoint does not understand
+    working: int = 0  # threads
 
 
 class RemoteEngine:
@@ -113,13 +117,6 @@ class RemoteEngine:
         self._lock = threading.Lock()
         self._luck = Random()
         self._outputs = 0  # tokens of all answers so far
-        self._client = httpx2.Client(
-            timeout=httpx2.Timeout(endpoint.timeout, connect=CONNECT, pool=None),
-            trust_env=not _is_here(endpoint.url),  # a proxy knows nothing of what runs here
-            limits=httpx2.Limits(max_connections=endpoint.concurrency + 1, max_keepalive_connections=None),
-            headers={"user-agent": "mull", "accept": "application/json",
-                     **({"authorization": f"Bearer {self._key}"} if self._key else {})},
-        )  # fmt: skip
         self._warn()
 
     def generate(
@@ -131,16 +128,20 @@ class RemoteEngine:
         UserError for what cannot be asked, and where the endpoint refuses all before it has answered any.
         """
         bodies = [body(self.endpoint, request, self._note) for request in requests]
+        if not requests:
+            return []
         left: queue.SimpleQueue[int] = queue.SimpleQueue()
         for index in range(len(requests)):
             left.put(index)
-        run = _Run(requests, bodies, left)
+        run = _Run(self._client(), requests, bodies, left)
         with self._lock:
             self._runs.append(run)
             if self.stopped:
                 run.halt.set()
-        for _ in range(min(self.endpoint.concurrency, len(requests))):
-            threading.Thread(target=self._work, args=(run,), daemon=True).start()
+        run.working = min(self.endpoint.concurrency, len(requests))
+        threads = [threading.Thread(target=self._work, args=(run,), daemon=True) for _ in range(run.working)]
+        for thread in threads:
+            thread.start()
         answers: list[Completion | None] = [None] * len(requests)
         try:
             for _ in requests:
@@ -150,6 +151,8 @@ class RemoteEngine:
                 answers[index] = answer or _none(run.why)
                 if on_finish is not None and answer is not None:
                     on_finish(index, answer)
+            for thread in threads:
+                thread.join()
         finally:  # whatever ends us, a key press too: threads begin nothing more
             run.halt.set()
             with self._lock:
@@ -162,11 +165,15 @@ class RemoteEngine:
         Raises UserError where the endpoint has not begun to answer after all tries.
         """
         asked = body(self.endpoint, request, self._note) | {"stream": True, "stream_options": {"include_usage": True}}
-        run = _Run([request], [asked], queue.SimpleQueue())
+        with self._client() as client:
+            yield from self._stream(_Run(client, [request], [asked], queue.SimpleQueue()))
+
+    def _stream(self, run: _Run) -> Iterator[Delta]:
+        request = run.requests[0]
         for attempt in range(self.endpoint.retries + 1):
             began = time.perf_counter()
             try:
-                with self._client.stream("POST", f"{self.endpoint.url}/chat/completions", json=asked) as response:
+                with self._post(run, 0) as response:
                     if response.status_code != 200 or "json" in response.headers.get("content-type", ""):
                         raw = _whole(response, began + self.endpoint.timeout)
                         refusal = self._refused(response, raw)
@@ -195,12 +202,18 @@ class RemoteEngine:
             for run in self._runs:
                 run.halt.set()
 
-    def close(self) -> None:
-        self.stop()
-        self._client.close()
-
     def _work(self, run: _Run) -> None:
-        """One of the threads: request after request."""
+        """One of the threads: request after request. The last closes what all of them used."""
+        try:
+            self._work_off(run)
+        finally:
+            with self._lock:
+                run.working -= 1
+                last = not run.working
+            if last:
+                run.client.close()
+
+    def _work_off(self, run: _Run) -> None:
         while True:
             try:
                 index = run.left.get_nowait()
@@ -223,7 +236,7 @@ class RemoteEngine:
             entry = self._enter(run, index)
             if entry is None:
                 return None if refusal is None else _none(self._hidden(refusal.why))
-            got = self._once(run.bodies[index], run.requests[index])
+            got = self._once(run, index)
             if isinstance(got, Completion):
                 self.pace.settle(entry, got.prompt_tokens + got.count)
                 run.lost = 0
@@ -272,15 +285,27 @@ class RemoteEngine:
             run.halt.wait(min(wait, 1.0))
         return None
 
-    def _once(self, asked: dict[str, Any], request: Request) -> Completion | Refusal:
+    def _client(self) -> httpx2.Client:
+        told = self.endpoint
+        return httpx2.Client(
+            timeout=httpx2.Timeout(told.timeout, connect=CONNECT, pool=None),
+            limits=httpx2.Limits(max_connections=told.concurrency, max_keepalive_connections=None),
+            headers={"user-agent": "mull", **({"authorization": f"Bearer {self._key}"} if self._key else {})},
+            trust_env=not _is_here(told.url),  # a proxy knows nothing of what runs here
+        )
+
+    def _post(self, run: _Run, index: int) -> AbstractContextManager[httpx2.Response]:
+        return run.client.stream("POST", f"{self.endpoint.url}/chat/completions", json=run.bodies[index])
+
+    def _once(self, run: _Run, index: int) -> Completion | Refusal:
         began = time.perf_counter()
         try:
-            with self._client.stream("POST", f"{self.endpoint.url}/chat/completions", json=asked) as response:
+            with self._post(run, index) as response:
                 raw = _whole(response, began + self.endpoint.timeout)
             refusal = self._refused(response, raw)
             if refusal is not None:
                 return refusal
-            answer = answer_of(parse(raw), self.endpoint, request.sampling.thinking)
+            answer = answer_of(parse(raw), self.endpoint, run.requests[index].sampling.thinking)
         except (httpx2.HTTPError, BrokenAnswerError) as error:
             return self._trouble(error)
         return self._completion(answer, time.perf_counter() - began)
@@ -388,7 +413,7 @@ class _Heard:
     def __init__(self, endpoint: Endpoint, thinking: bool):
         self.endpoint = endpoint
         self.text, self.thought = "", ""
-        self.raw: list[str] = []  # of the content, marks and all
+        self.flagged: str | None = None  # after a thought that was marked as one: what may be its closing mark
         self.finish: Any = None
         self.usage: Any = None
         self.parser = Parser(endpoint.opens and thinking, not (endpoint.opens and thinking), _marks(endpoint))
@@ -411,16 +436,18 @@ class _Heard:
         content = said if isinstance(said, str) else ""
         extra = delta.get("extra_content")
         if isinstance(extra, dict) and isinstance(extra.get("google"), dict) and extra["google"].get("thought") is True:
-            thought, content = thought + content.replace("<thought>", "").replace("</thought>", ""), ""
-        content = content.replace("</thought>", "", 1) if self.thought and not self.raw else content
+            thought, content = thought + content.removeprefix("<thought>"), ""
+            self.flagged = ""
+        elif self.flagged is not None and content:
+            content = self.flagged + content
+            partial = len(content) < len(CLOSING) and CLOSING.startswith(content)
+            self.flagged, content = (content, "") if partial else (None, content.removeprefix(CLOSING))
         reasoning, text = self.parser.feed(content) if content else ("", "")
-        if content:
-            self.raw.append(content)
         return self._keep(text, thought + reasoning)
 
     def end(self) -> tuple[str, str]:
         reasoning, text = self.parser.flush()
-        return self._keep(text, reasoning)
+        return self._keep(text + (self.flagged or ""), reasoning)
 
     def payload(self) -> dict[str, Any]:
         """As it would have come whole."""
