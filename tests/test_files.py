@@ -78,8 +78,7 @@ def test_the_grader_is_chosen_by_all_golds(grader, tmp_path):
     task = FileTask(lines(tmp_path / "a.jsonl", *rows))
     assert task.understood().grader == grader
     for problem in task.problems("test", 9):
-        if grader != "math":
-            assert task.grade(problem, said(task.gold(problem))) == (1.0, "solved"), problem.answer
+        assert task.grade(problem, said(task.gold(problem))) == (1.0, "solved"), problem.answer
     if grader not in ("text", "json"):
         mixed = FileTask(lines(tmp_path / "b.jsonl", *rows, {"question": "?", "target": "some words"}))
         assert mixed.understood().grader == "text"

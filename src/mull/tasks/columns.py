@@ -292,4 +292,4 @@ def why_unfit(grader: str, gold: str) -> str:
     return ""
 
 
-__all__ = ["GRADERS", "Columns", "Entry", "Understood", "chosen", "understand", "why_unfit"]
+__all__ = ["GRADERS", "Columns", "Entry", "Understood", "chosen", "listed", "understand", "why_unfit"]

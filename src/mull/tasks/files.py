@@ -9,6 +9,7 @@ as they did, whatever became of the file.
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
@@ -16,7 +17,9 @@ from typing import Any
 from mull.tasks import graders, patterns
 from mull.tasks.base import Split, Verdict, first_of, unfinished
 from mull.tasks.columns import Entry, Understood, understand
-from mull.tasks.graders import value_of
+from mull.tasks.mathematics import Mathematics, Published
+from mull.tasks.mathverify import MathVerify
+from mull.tasks.results import result
 from mull.tasks.tables import SUFFIXES, read
 from mull.types import Completion, Outcome, Problem, UserError
 
@@ -53,6 +56,18 @@ def problems_of(task: str, found: Understood, split: Split, n: int, seed: int) -
     return first_of([problem_of(task, entry, found.grader) for entry in found.entries], n, seed)
 
 
+@cache
+def _mathematics() -> Mathematics:
+    """Both verifiers of mathematics, for golds that are no plain numbers."""
+    return Mathematics(Published("own", "", str, str), MathVerify())
+
+
+def _stated(answer: str) -> str:
+    """An answer of one line that is nothing but the result, as the verifiers look for it."""
+    bare = answer.strip()
+    return f"\\boxed{{{bare}}}" if len(bare) < 200 and "\n" not in bare and result(bare) is None else answer
+
+
 class FileTask:
     """The problems of one file. Its name is the path as it was given."""
 
@@ -66,7 +81,10 @@ class FileTask:
 
     def problems(self, split: Split, n: int, seed: int = 0, **size: Any) -> list[Problem]:
         """`size` names columns, or the grader. Raises UserError for the first row that cannot be graded."""
-        return problems_of(self.name, self.understood(**size), split, n, seed)
+        found = self.understood(**size)
+        if any((entry.grader or found.grader) == "math" for entry in found.entries):
+            MathVerify().ready()
+        return problems_of(self.name, found, split, n, seed)
 
     def grade(self, problem: Problem, completion: Completion) -> tuple[float, Outcome]:
         verdict = self.judge(problem, completion)
@@ -81,7 +99,8 @@ class FileTask:
         if name == "regex":
             return patterns.grade(golds, answer)
         if name == "math":
-            name = "number" if all(value_of(gold) is not None for gold in golds) else "text"
+            found = [_mathematics().compare(gold, _stated(answer)) for gold in golds]
+            return next((one for one in found if one.outcome == "solved"), found[0])
         found = graders.grade(name, golds, answer)
         if found.outcome == "unparsed" and (choices := grading.get("choices")):  # words of one instead of its letter
             told = [
