@@ -313,7 +313,8 @@ def _worded(row: Row) -> Row:
         f"won {row['better']}, lost {row['worse']}, p {p}."
     )
     if row["verdict"] == stats.UNTOLD:
-        line += f" So many problems show a difference of {words.points(row['smallest']).lstrip('+')} points."
+        least = words.points(row["smallest"]).lstrip("+")
+        line += f" So many problems would show a difference of {least} points, four times of five."
         if more is None:
             line += " How many more would decide one of the size at hand is anyone's guess."
         elif more:
