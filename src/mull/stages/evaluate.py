@@ -26,7 +26,7 @@ from mull.run import write_atomic
 from mull.stages.kept import Kept
 from mull.stages.stage import Context, StageConfig
 from mull.tasks import find
-from mull.tasks.base import Judged, Task
+from mull.tasks.base import Judged, Task, later_turns
 from mull.types import Completion, Rollout, Sampling, UserError, write_rollouts
 
 
@@ -130,7 +130,8 @@ class _Sitter:
         self.entry, self.note = entry, note
         self.log = ctx.log(cfg.name, sitting.name) if speaker.chat else None
         self.kept = None if self.log else Kept(ctx.run.tokens_dir(cfg.name) / f"{sitting.name}.jsonl")
-        self.came = len(self.kept.known) if self.kept else 0
+        known = self.kept.known.values() if self.kept else ()
+        self.came = sum(1 + len(rollout.earlier) for rollout in known)
         self.began, self.joules = time.perf_counter(), entry.meter.joules()
 
     @property
@@ -143,6 +144,7 @@ class _Sitter:
         self.samples = exam.samples or cfg.samples
         seed = seed_of("exam", exam.task, exam.label)
         self.problems = find(exam.task).problems(cfg.split, exam.n or cfg.n, seed, **exam.size)
+        self.expected = self.samples * sum(1 + len(later_turns(problem)) for problem in self.problems)
         sampling = Sampling(max_tokens=cfg.max_tokens, temperature=cfg.temperature, seed=self.ctx.seed)
         if cfg.thinking_tokens is not None and self.sitting.thinking:
             sampling = replace(sampling, thinking_tokens=cfg.thinking_tokens)
@@ -161,7 +163,7 @@ class _Sitter:
             return
         self.came += 1
         self.entry.add(usd=answer.usd or 0.0)
-        self.note(f"answer {self.came}/{len(self.problems) * self.samples}", answer.count)
+        self.note(f"answer {self.came}/{self.expected}", answer.count)
         most = self.ctx.max_usd
         if most is not None and self.ctx.run.ledger.total().usd > most:
             if not isinstance(self.speaker.engine, RemoteEngine):
@@ -169,7 +171,7 @@ class _Sitter:
             self.speaker.engine.stop()  # what is under way there is paid for, and comes
 
     def _overspent(self) -> OverspentError:
-        return OverspentError(f"{self.sitting.name}: {self.came} of {len(self.problems) * self.samples} answers")
+        return OverspentError(f"{self.came} of {self.expected} answers of {self.sitting.name}")
 
     def _keep(self, rollout: Rollout) -> None:
         assert self.kept is not None
