@@ -346,3 +346,19 @@ def test_what_an_answer_costs_has_an_interval_and_its_time_has_quantiles():
     assert (low, high) == (pytest.approx(0.015 - half, rel=1e-4), pytest.approx(0.015 + half, rel=1e-4))
     alone = summary.evaluate_row(rollouts[:1], label="l", split="test", seconds=1.0, usd=0.0, file="f")
     assert alone["usd_per_answer_ci95"] is None
+
+
+def test_one_that_only_thinks_meets_one_that_cannot(tmp_path):
+    rng = random.Random(4)
+    problems = TAUGHT["gcd"].problems("test", 30, 3)
+    sat = {("a", True): 0.9, ("b", False): 0.2, ("c", True): 0.5, ("c", False): 0.3}
+    exams = [
+        summary.exam([answered(p, model, mode, right, rng) for p in problems],
+                     {"label": "held-out", "split": "test", "seconds": 1.0, "usd": 0.1, "file": "f"})
+        for (model, mode), right in sat.items()
+    ]  # fmt: skip
+    rows = [row for row in summary.comparisons(exams, []) if row["task"] == summary.ALL_TASKS]
+    found = [(r["a"]["model"], r["a"]["thinking"], r["b"]["model"], r["b"]["thinking"]) for r in rows]
+    assert found == [
+        ("c", True, "c", False), ("b", False, "a", True), ("c", True, "a", True), ("c", False, "b", False),
+    ]  # fmt: skip

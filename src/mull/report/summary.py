@@ -274,8 +274,24 @@ def summarise(folder: Path, exams: Sequence[Exam] | None = None) -> Row:
         },
         "model": next((model for model in models if model["name"] == result), None),
         "models": models,
+        "targets": _targets(others, config, rates),
         "comparisons": comparisons(exams, planned(config)),
     }
+
+
+def _targets(others: Mapping[str, str], config: Mapping[str, Any], rates: Rates) -> list[Row]:
+    """The models of an evaluation: where they are, and by what their answers are priced."""
+    examined = {name for stage in config.get("stage", []) for name in stage.get("models", [])}
+    found = []
+    for name in filter(examined.__contains__, others):
+        served = (config.get("endpoints") or {}).get(name) or {}
+        tokens = served.get("usd_per_million")
+        found.append({
+            "name": name, "where": others[name], "usd_per_million": tokens,
+            "priced": str(served.get("priced")) if tokens else None, "source": served.get("source") or None,
+            "usd_per_hour": None if tokens else rates.usd_per_hour,
+        })  # fmt: skip
+    return found
 
 
 def read_models(folder: Path, order: Sequence[str], outside: Mapping[str, str]) -> list[Row]:
@@ -342,7 +358,9 @@ def comparisons(exams: Sequence[Exam], pairs: Sequence[tuple[str, str, str]]) ->
     labels = list(dict.fromkeys(label for label, _, _ in shares))
     pairs = pairs or [(b, a, "") for i, a in enumerate(models) for b in models[i + 1 :]]
     wanted = [("thinking", "the same weights, answering at once", (m, True), (m, False)) for m in models]
-    wanted += [("models", why, (a, mode), (b, mode)) for a, b, why in pairs for mode in (True, False)]
+    modes = {model: {mode for _, name, mode in shares if name == model} for model in models}
+    for a, b, why in pairs:
+        wanted += [("models", why, (a, x), (b, y)) for x, y in _modes(modes.get(a, set()), modes.get(b, set()))]
     found = []
     for label in labels:
         for kind, why, a, b in wanted:
@@ -351,6 +369,13 @@ def comparisons(exams: Sequence[Exam], pairs: Sequence[tuple[str, str, str]]) ->
             rows = [_comparison(kind, why, label, task, a, b, result) for task, result in results if result]
             found += adjust(rows)
     return found
+
+
+def _modes(ours: set[bool], theirs: set[bool]) -> list[tuple[bool, bool]]:
+    """Like with like, thinking first; one that only thinks meets one that cannot all the same."""
+    if both := ours & theirs:
+        return [(mode, mode) for mode in sorted(both, reverse=True)]
+    return [(max(ours), max(theirs))] if ours and theirs else []
 
 
 def _comparison(kind: str, why: str, label: str, task: str, a: Key, b: Key, result: stats.Paired) -> Row:

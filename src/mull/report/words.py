@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from mull.ledger import money
 
 THIN = "\u202f"  # narrow no-break space: between a number and its unit
@@ -80,12 +82,43 @@ def probability(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
 
 
-def shown(text: str, most: int = 6000) -> str:
-    """A model's text fit to show: controls made visible, broken surrogates replaced, the middle of a long one cut."""
-    if len(text) > most:
-        text = f"{text[: most * 2 // 3]}\n[… {len(text) - most:,} characters left out …]\n{text[-most // 3 :]}"
+def equals(p: float) -> str:
+    """For behind a p."""
+    written = probability(p)
+    return written if written.startswith("<") else f"= {written}"
+
+
+def mode(thinking: bool) -> str:
+    return "thinking" if thinking else "at once"
+
+
+def listed(names: Sequence[str]) -> str:
+    """a, b and c"""
+    return " and ".join(part for part in (", ".join(names[:-1]), *names[-1:]) if part)
+
+
+def each_time(seconds: float | None) -> str:
+    """Of one answer."""
+    return "–" if seconds is None else f"{seconds:.2g}{THIN}s" if seconds < 10 else clock(seconds)
+
+
+def shown(text: str, most: int = 6000, length: int | None = None) -> str:
+    """A model's text fit to show: controls made visible, broken surrogates replaced, the middle of a long one cut.
+
+    `length` is what it had before its middle was cut from it already (`middle`).
+    """
+    length = len(text) if length is None else length
+    if length > most:
+        text = f"{text[: most * 2 // 3]}\n[… {length - most:,} characters left out …]\n{text[-(most // 3) :]}"
     clean = text.encode("utf-8", "replace").decode("utf-8")
+    if clean.replace("\n", "").replace("\t", "").isprintable():
+        return clean
     return "".join(_visible(c) for c in clean)
+
+
+def middle(text: str, most: int) -> str:
+    """Without the middle that `shown` would not show."""
+    return text if len(text) <= most else text[: most * 2 // 3] + text[-(most // 3) :]
 
 
 def _visible(c: str) -> str:
@@ -96,6 +129,6 @@ def _visible(c: str) -> str:
 
 
 __all__ = [
-    "THIN", "clock", "count", "energy", "flops", "hundred", "interval", "memory", "money", "per_thousand", "percent",
-    "points", "price_range", "probability", "shown",
+    "THIN", "clock", "count", "each_time", "energy", "equals", "flops", "hundred", "interval", "listed", "memory",
+    "middle", "mode", "money", "per_thousand", "percent", "points", "price_range", "probability", "shown",
 ]  # fmt: skip
