@@ -91,6 +91,7 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes, e.g. stage.rl.steps=50 rates.watts=35.")
 ]
 DemoOut = Annotated[Path, typer.Option("--out", help="The run's directory; the same command continues it.")]
+Data = Annotated[Path | None, typer.Option(help="Folder of published sets' files; else MULL_DATA.")]
 Size = Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Of the problems, e.g. terms=[5,6].")]
 
 
@@ -197,7 +198,7 @@ def evaluate(
     both: Annotated[bool, typer.Option("--both", help="Thinking and at once, compared.")] = False,
     split: Annotated[str, typer.Option(help="test or validation.")] = "test",
     size: Size = None,
-    data: Annotated[Path | None, typer.Option(help="Folder of published sets' files; else MULL_DATA.")] = None,
+    data: Data = None,
     think_tokens: Annotated[int | None, typer.Option(min=0, help="Longest thought; then the answer is forced.")] = None,
     judge: Annotated[str | None, typer.Option(metavar="MODEL", help="Who judges, where a task needs a model.")] = None,
     key_env: Annotated[str, typer.Option(metavar="NAME", help="Variable with the key of a URL#MODEL.")] = "",
@@ -216,10 +217,7 @@ def evaluate(
     from mull.console import print_json, print_run
     from mull.stages import recipe
 
-    if data is not None:
-        if not data.is_dir():
-            raise UserError(f"--data {data}: there is no such folder.")
-        os.environ["MULL_DATA"] = str(data)
+    _use(data)
     tasks = [name.strip() for given in task for name in given.split(",") if name.strip()]
     if not tasks:
         raise UserError("--task names no task; `mull tasks` lists them.")
@@ -373,16 +371,27 @@ def report(run: Annotated[str, typer.Argument(metavar="RUN", help="A run's direc
 
 @app.command()
 def tasks(
-    name: Annotated[str | None, typer.Argument(help="Show examples of this task.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Show examples of this task; or `check`.")] = None,
+    checked: Annotated[
+        str | None, typer.Argument(metavar="[TASK]", help="Behind `check`: a task, or a file of your own.")
+    ] = None,
     n: Annotated[int, typer.Option("--n", help="How many.")] = 3,
     size: Size = None,
+    data: Data = None,
     as_json: Json = False,
 ) -> None:
-    """List the tasks, or show problems of one with their answers."""
+    """List the tasks, or show problems of one with their answers.
+
+    `mull tasks check my.jsonl` says how a file of your own was understood, and grades its answers and near misses.
+    """
     from mull.config import apply_overrides
     from mull.console import print_json, print_names, print_problem
     from mull.tasks import TASKS, TAUGHT, find
 
+    _use(data)
+    if name == "check" or checked is not None:
+        _check_task(name, checked, apply_overrides({}, size or []), as_json)
+        return
     if name is None:
         listed = [(task.name, task.about) for task in TASKS.values()]
         if as_json:
@@ -390,7 +399,8 @@ def tasks(
         else:
             print_names(f"{len(listed)} tasks; {', '.join(TAUGHT)} come with worked solutions", listed)
         return
-    problems = find(name).problems("train", n, **apply_overrides({}, size or []))
+    split = "train" if name in TAUGHT or name.startswith("gym/") else "test"
+    problems = find(name).problems(split, n, **apply_overrides({}, size or []))
     shown = [(problem, TAUGHT[name].solution(problem) if name in TAUGHT else None) for problem in problems]
     if as_json:
         print_json({"problems": [
@@ -400,6 +410,31 @@ def tasks(
         return
     for problem, solution in shown:
         print_problem(problem, solution)
+
+
+def _check_task(verb: str | None, task: str | None, size: dict[str, Any], as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from mull.console import print_json, print_lines
+    from mull.tasks import find
+    from mull.tasks.check import check, lines
+
+    if verb != "check" or task is None:
+        raise UserError("Give one task, or `mull tasks check TASK`.")
+    found = check(find(task), **size)
+    if as_json:
+        print_json(asdict(found))
+    else:
+        print_lines(lines(found))
+
+
+def _use(data: Path | None) -> None:
+    """Where the files of published sets are: a setting of this process, as the variable is."""
+    if data is None:
+        return
+    if not data.is_dir():
+        raise UserError(f"--data {data}: there is no such folder.")
+    os.environ["MULL_DATA"] = str(data)
 
 
 @app.command()

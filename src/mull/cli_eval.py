@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from mull.cli_options import Json
 
-RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="An evaluation's directory.")]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="An evaluation, or RUN:NAME for one of its models.")]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -38,12 +39,11 @@ def _has_key(one: Any) -> bool:
 
 def compare(a: RunArgument, b: RunArgument, as_json: Json = False) -> None:
     """Say which of two evaluations did better, from their files alone."""
-    from mull.console import print_comparison, print_json
-    from mull.locate import find_run
+    from mull.console import print_json, print_lines
     from mull.report.compare import compare as compared
 
-    found = compared(find_run(a), find_run(b))
+    found = compared(Path(a), Path(b))
     if as_json:
         print_json(found)
     else:
-        print_comparison(found)
+        print_lines(found["lines"])

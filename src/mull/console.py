@@ -216,9 +216,16 @@ def print_names(title: str, rows: Sequence[tuple[str, str]], what: str = "about"
     _out().print(table)
 
 
+def print_lines(lines: Sequence[str]) -> None:
+    out = _out()
+    for line in lines:
+        out.print(Text(line), soft_wrap=True)
+
+
 def print_endpoints(rows: Sequence[Row]) -> None:
     """Dollars per million tokens, and whether the key that each needs is in the environment."""
-    table = _table("Endpoints (USD per million tokens)", ["name", "what", "key", "in", "cached", "out", "priced"], left=3)
+    columns = ["name", "what", "key", "in", "cached", "out", "priced"]
+    table = _table("Endpoints (USD per million tokens)", columns, left=3)
     for row in rows:
         price = row["usd_per_million"] or {}
         known = [f"{price[key]:g}" if price.get(key) is not None else "–" for key in ("input", "cached", "output")]
@@ -283,6 +290,6 @@ def _used(row: Row) -> list[str]:
 
 
 __all__ = [
-    "command", "error_console", "print_endpoints", "print_info", "print_json", "print_keys", "print_names", "print_problem", "print_run",
-    "print_usage",
+    "command", "error_console", "print_endpoints", "print_info", "print_json", "print_keys", "print_lines",
+    "print_names", "print_problem", "print_run", "print_usage",
 ]  # fmt: skip

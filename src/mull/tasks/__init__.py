@@ -6,19 +6,23 @@ from functools import cache
 from pathlib import Path
 
 from mull.config import nearest
+from mull.tasks.ambiguity import Ambiguity
 from mull.tasks.arithmetic import ChainSum, Gcd, Products
 from mull.tasks.base import SPLITS, Split, Task, Worked
 from mull.tasks.changed import Changed
+from mull.tasks.code import HumanEval, Mbpp
 from mull.tasks.files import FileTask
 from mull.tasks.ifeval import IFEval
 from mull.tasks.mathematics import mathematics
 from mull.tasks.puzzle import puzzles
 from mull.tasks.tables import SUFFIXES
+from mull.tasks.turns import MTBench
 from mull.types import UserError
 
 TAUGHT: dict[str, Worked] = {task.name: task for task in (ChainSum(), Products(), Gcd())}
+CHECKED: tuple[Task, ...] = (HumanEval(), Mbpp(), IFEval(), Changed(), Ambiguity(), MTBench())
 TASKS: dict[str, Task] = {
-    **TAUGHT, **mathematics(), **{task.name: task for task in (IFEval(), Changed())}, **puzzles(),
+    **TAUGHT, **mathematics(), **{task.name: task for task in CHECKED}, **puzzles(),
 }  # fmt: skip
 
 
