@@ -77,7 +77,7 @@ def test_every_problem_can_be_solved_and_no_earlier_answer_solves_it(seed: int, 
         assert verdict.outcome == "solved", (verdict.words, TASK.gold(problem))
         rules, turns = problem.meta["rules"], later_turns(problem)
         assert len(turns) == size["turns"] - 1
-        assert sum(r["said"] == 1 for r in rules) == size["constraints"]
+        assert sum(r["said"] == 1 for r in rules) == 1 + size["constraints"]
         for turn in range(1, size["turns"]):
             old = compose(in_force(rules, turn))
             assert all(obeys(r, old)[0] for r in in_force(rules, turn))  # it was right then
@@ -125,7 +125,7 @@ def test_what_is_said_is_what_is_checked():
 def test_all_moves_and_subjects_turn_up():
     problems = [p.meta["rules"] for p in TASK.problems("train", 300, 5)]
     subjects = {r["subject"].split(' "')[0] for rules in problems for r in rules}
-    assert subjects == {s.split(' "')[0] for s in wishes(Random(0))}
+    assert subjects == {"the topic", *(s.split(' "')[0] for s in wishes(Random(0)))}
     moves = set()
     for rules in problems:
         for r in rules:
@@ -146,6 +146,21 @@ def test_draws_are_repeatable_grow_at_the_end_and_keep_to_their_split():
             key = "\n".join([problem.messages[0].content, *later_turns(problem)])
             assert split_of("changed", key) == split
     assert len({p.messages[0].content + str(p.meta["turns"]) for p in many}) == 20
+
+
+BLAND = (
+    "I'm ready to help. What would you like?",
+    "Sure!",
+    "I cannot help with that, I am afraid, but do feel free to ask me anything else. " * 10,
+)
+
+
+@pytest.mark.parametrize("text", BLAND)
+def test_a_refusal_follows_no_conversation(text: str):
+    """Rules that only forbid would let it pass."""
+    for size in ({}, {"turns": 2, "constraints": 1}):
+        for problem in TASK.problems("train", 300, 8, **size):
+            assert TASK.judge(problem, said(text)).outcome == "wrong"
 
 
 def test_a_rollout_from_disk_is_graded_as_before():

@@ -6,7 +6,8 @@ is asked for in a way that its old form excludes: whoever goes on following the 
 A rule that was withdrawn no longer counts, followed or not.
 
 The last turn always changes a rule of the first, to a form it never had: so no answer that was right before is right at
-the end. Candidate i of a seed is a function of (seed, i) alone. Nothing here needs a judge, a network or a package.
+the end. One rule holds throughout, that the text has a word of its topic: or else a refusal would follow rules that
+only forbid. Candidate i of a seed is a function of (seed, i) alone. Nothing here needs a judge, a network or a package.
 """
 
 from __future__ import annotations
@@ -35,13 +36,16 @@ def upper(text: str) -> tuple[bool, str]:
 # IFEval's kinds ask that such a text is English too, which takes a package to tell
 CASES: dict[str, Check] = {"case:lower": lower, "case:upper": upper}
 
-TOPICS = (
-    "a lighthouse by night", "the first day of school", "a market at dawn", "a lost umbrella", "an old bicycle",
-    "a train that is late", "how to brew tea", "a walk in the fog", "moving to another town", "a storm at sea",
-    "learning to swim", "a neighbour's cat", "a picnic that went wrong", "the smell of rain", "a clock that runs slow",
-    "a letter that came too late", "cooking for ten people", "a chess game in the park", "a night at the airport",
-    "planting a tree",
-)  # fmt: skip
+# with a word of each that a refusal does not happen to have, not even inside another word
+TOPICS = {
+    "a lighthouse by night": "lighthouse", "the first day of school": "school", "a market at dawn": "market",
+    "a lost umbrella": "umbrella", "an old bicycle": "bicycle", "a tram that is late": "tram",
+    "an old teapot": "teapot", "a walk in the fog": "fog", "moving to another town": "town", "a storm at sea": "storm",
+    "learning to swim": "swim", "a cat on the roof": "roof", "a picnic that went wrong": "picnic",
+    "the smell of rain": "smell", "a clock that runs slow": "clock", "a letter that came too late": "letter",
+    "cooking for ten people": "cooking", "a chess game in the park": "chess", "a night at the airport": "airport",
+    "planting an apple tree": "apple",
+}  # fmt: skip
 KEYWORDS = ("river", "lantern", "winter", "bread", "garden", "ladder", "silver", "harbour")
 LETTERS = "zxqj"
 ENDINGS = ("That is all for now.", "Come and see.", "So it goes on.", "We will meet again.", "Let me know.")
@@ -163,7 +167,7 @@ class Changed:
     sizes: ClassVar = {"turns": (2, 4), "constraints": (1, 3)}
 
     def problems(self, split: Split, n: int, seed: int = 0, **size: Any) -> list[Problem]:
-        """`turns`: the user's, at least 2; `constraints`: rules that the first sets. Both at most 8."""
+        """`turns`: the user's, at least 2; `constraints`: rules of the first besides the topic's. Both at most 8."""
         ranges = sized(self.name, self.sizes, size, {"turns": (2, 8), "constraints": (1, 8)})
         drawn = deal(self.name, split, n, candidates(seed, ranges))
         return [
@@ -224,12 +228,14 @@ def candidates(seed: int, size: Mapping[str, tuple[int, int]]) -> Iterator[tuple
 
 
 def converse(rng: Random, turns: int, constraints: int) -> tuple[list[str], list[Rule]]:
-    """What the user says, turn by turn, and every rule that it sets."""
-    talk = Talk(rng)
+    """What the user says, turn by turn, and every rule that it sets; the first, of the topic, is never changed."""
+    talk, (topic, word) = Talk(rng), rng.choice(list(TOPICS.items()))
     for subject in rng.sample(sorted(talk.left), constraints):
         talk.put(subject, 1)
     last = rng.choice(sorted(talk.now))  # the subject that the last turn changes
-    said = [rng.choice(FIRST).format(topic=rng.choice(TOPICS), rules="\n".join(f"- {r['words']}" for r in talk.rules))]
+    about = Wish("keywords:existence", {"keywords": [word]}, f'use the word "{word}" at least once')
+    talk.rules.insert(0, {"subject": "the topic", **about._asdict(), "said": 1, "until": None})
+    said = [rng.choice(FIRST).format(topic=topic, rules="\n".join(f"- {rule['words']}" for rule in talk.rules))]
     for turn in range(2, turns + 1):
         moves = [talk.change(last, turn)] if turn == turns else []
         if turn < turns or rng.random() < 0.3:
@@ -280,7 +286,7 @@ class Talk:
 def compose(rules: Sequence[Rule]) -> str:
     """A text, dull but right, that follows all of them: at most one rule a subject."""
     asked = {rule["id"]: rule["arguments"] for rule in rules}
-    words, lines = list(FILLER[:6]), []
+    words, lines = [*FILLER[:6], *asked.get("keywords:existence", {}).get("keywords", ())], []
     for rule in rules:
         if rule["id"] == "keywords:frequency" and rule["arguments"]["relation"] == "at least":
             keyword, times = rule["arguments"]["keyword"], rule["arguments"]["frequency"]
