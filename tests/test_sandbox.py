@@ -5,7 +5,11 @@ import collections
 import contextlib
 import math
 import os
+import shutil
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -37,7 +41,7 @@ def tried(program, tests=TESTS, limits=SHORT):
 
 def ways():
     """The confinements that can be had here at all, the better ones first."""
-    for way in ("root", "user", "limits"):
+    for way in ("root", "user", *(["bubblewrap"] if os.getuid() and shutil.which("bwrap") else []), "limits"):
         try:
             if _run(way, ([DOUBLE], [], TESTS, ["f"]), SHORT).status == "passed":
                 yield way
@@ -45,7 +49,7 @@ def ways():
             pass
 
 
-WAYS = list(ways())
+WAYS = [pytest.param(way, marks=[pytest.mark.slow] * bool(place)) for place, way in enumerate(ways())]
 
 
 # ---- what is right passes, what is wrong does not
@@ -515,6 +519,27 @@ def assert_dead(limits):
     while running(str(limits.memory)) and time.monotonic() < until:
         time.sleep(0.01)
     assert not running(str(limits.memory))
+
+
+@namespaces
+def test_what_runs_dies_with_whoever_runs_it():
+    script = (
+        "from mull.tasks.sandbox import Limits, run; run(['import time; time.sleep(100)'], limits=Limits(memory={}))"
+    )
+    mark = Limits(memory=(1 << 30) + 33333)
+    outer = subprocess.Popen([sys.executable, "-c", script.format(mark.memory)], stdout=subprocess.DEVNULL)
+    while len(running(str(mark.memory))) < 7:  # itself, and for each of the two: the outer, the first and the last
+        time.sleep(0.01)
+    outer.send_signal(signal.SIGKILL)
+    outer.wait()
+    assert_dead(mark)
+
+
+@pytest.mark.parametrize("python", ["/bin/false", "/nowhere/python"])
+def test_a_sandbox_that_cannot_start_says_nothing_about_the_program(monkeypatch, python):
+    monkeypatch.setattr(sys, "_base_executable", python)
+    with pytest.raises(SandboxError, match="start"):
+        run([DOUBLE], TESTS, ["f"])
 
 
 def running(mark):

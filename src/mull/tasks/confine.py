@@ -24,7 +24,7 @@ RDONLY, NOSUID, NODEV, NOEXEC, REMOUNT, BIND, REC, PRIVATE = 1, 2, 4, 8, 32, 409
 DETACH = 2
 PDEATHSIG, DUMPABLE, NO_NEW_PRIVS = 1, 4, 38
 CAPABILITY_VERSION_3 = 0x20080522
-KILL = 9
+KILL, CPU_SPENT = 9, 24
 
 
 def confine(kind: str, limits: dict[str, int]) -> None:
@@ -190,4 +190,5 @@ def _limit(limits: dict[str, int]) -> None:
         if number is not None:
             hard = resource.getrlimit(number)[1]
             most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-            resource.setrlimit(number, (most, most))
+            spare = 1 if name == "RLIMIT_CPU" and most != hard else 0  # for who does not end at the first signal
+            resource.setrlimit(number, (most, most + spare))

@@ -29,7 +29,7 @@ from mull.tasks import confine, jail
 Status = Literal["passed", "failed", "unreadable", "timeout"]
 Kind = Literal["root", "user", "bubblewrap", "limits"]
 TRIAL = ["import heapq, decimal\ndef f(x): return heapq.heappop(x)"]  # what needs the library, shared objects too
-GRACE = 5.0  # seconds for a process that has nothing left to do to end
+GRACE = 20.0  # seconds for those around a process that has ended to end too
 START = (
     "import sys; sys.path.append({folder!r}); import confine, jail; sys.path.pop(); "
     "confine.confine({kind!r}, {limits!r}); jail.main({role!r}, {fd})"
@@ -200,6 +200,13 @@ class _Process:
             else:
                 time.sleep(0.005)
 
+    def spent(self, limits: Limits) -> bool:
+        """Whether it was ended for its processor time: by the limit's own signal, or by the last one where it ignored
+        that. The kernel counts ticks for the limit, so what it says it used may be less, on a busy machine by half."""
+        signal = -self.popen.returncode if self.popen.returncode < 0 else self.popen.returncode - 128
+        late = signal == confine.KILL and self.cpu > limits.cpu_seconds / 2
+        return signal == confine.CPU_SPENT or late or self.cpu >= limits.cpu_seconds
+
     def close(self) -> None:
         self.end()
         for pipe in (self.popen.stdin, self.popen.stdout):
@@ -264,7 +271,7 @@ def _conclude(answer: _Process, judge: _Process, ended: str, limits: Limits) -> 
     if status != "ended":
         return Ran(status, why, said)
     answer.end(GRACE)
-    if answer.cpu >= limits.cpu_seconds * 0.95:
+    if answer.spent(limits):
         return Ran("timeout", spent, said)
     return Ran("failed", f"{why} ({_ending(answer.popen.returncode)})", said)
 
@@ -276,7 +283,7 @@ def _verdict(judge: _Process, said: str, limits: Limits) -> tuple[Status | Liter
     try:
         status, why = jail.load(bytes(judge.output[5:]))
     except jail.UnplainError:  # it was ended: what the program gave was too much for it
-        if judge.cpu >= limits.cpu_seconds * 0.95:
+        if judge.spent(limits):
             return "timeout", f"the tests used up their {limits.cpu_seconds} s of processor time"
         return "failed", "the tests could not be run to their end on what the program gave"
     if status == "unstarted":
