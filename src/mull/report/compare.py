@@ -212,11 +212,15 @@ def _scored(answers: Sequence[Rollout]) -> list[Rollout]:
 
 def _share(sitting: Sitting, rollouts: Sequence[Rollout], kept: Answers) -> Row:
     """What these answers cost: of the set's money and time, their share of its tokens."""
-    whole = sum(r.completion.count for r in rollouts)
-    part = sum(r.completion.count for answers in kept.values() for r in answers)
+    whole = sum(_tokens(r) for r in rollouts)
+    part = sum(_tokens(r) for answers in kept.values() for r in answers)
     share = part / whole if whole else 1.0
     known = {name: sitting.facts[name] for name in SPENT if sitting.facts.get(name) is not None}
     return {name: value * share for name, value in known.items()}
+
+
+def _tokens(rollout: Rollout) -> int:
+    return sum(turn.count for turn in (*rollout.earlier, rollout.completion))
 
 
 # what is said of them

@@ -17,7 +17,7 @@ import gzip
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -125,7 +125,13 @@ def _kind(path: Path) -> str:
 
 
 def overlap(problems: Sequence[Problem], known: Training) -> Row:
-    """The row, as plain data:
+    """One set against training text; see `overlaps`."""
+    return overlaps({"": problems}, known)[""]
+
+
+def overlaps(sets: Mapping[str, Sequence[Problem]], known: Training) -> dict[str, Row]:
+    """Each set's row, as plain data; the training text is read once for all of them.
+
       problems   per problem {id, found: exact, grams, template or none; words, grams, share, template_share, file}
                  share: of its grams, those in training text; file: where the first was found
       n, exact, grams, half, template     counts: whole question; at least one gram; at least half of them; only with
@@ -135,22 +141,28 @@ def overlap(problems: Sequence[Problem], known: Training) -> Row:
       lines      to print
     Raises UserError for a file that cannot be read.
     """
-    asked = [_question(problem) for problem in problems]
-    sides = _Side(asked, masked=False), _Side(asked, masked=True)
+    asked = {name: [_question(problem) for problem in problems] for name, problems in sets.items()}
+    sides = {name: (_Side(each, masked=False), _Side(each, masked=True)) for name, each in asked.items()}
     size, unread = 0, []
     for path in known.files:
         if _kind(path) == ".json" and path.stat().st_size > WHOLE:
             unread.append(f"{path} ({path.stat().st_size >> 20} MB in one value)")
             continue
-        size += _stream(path, sides)
+        size += _stream(path, list(sides.values()))
+    read = {
+        "files": len(known.files) - len(unread), "bytes": size, "unread": unread,
+        "tasks": list(known.tasks), "unknown": list(known.unknown),
+    }  # fmt: skip
+    return {name: _of_set(problems, sides[name], read) for name, problems in sets.items()}
+
+
+def _of_set(problems: Sequence[Problem], sides: tuple[_Side, _Side], read: Row) -> Row:
     rows = [_of_problem(i, problem, sides) for i, problem in enumerate(problems)]
     counts = Counter(row["found"] for row in rows)
     found: Row = {
         "n": len(rows), "exact": counts["exact"], "grams": counts["exact"] + counts["grams"],
         "half": sum(row["found"] == "exact" or row["share"] >= 0.5 for row in rows), "template": counts["template"],
-        "ignored": sides[0].ignored, "short": sum(row["words"] < GRAM for row in rows),
-        "files": len(known.files) - len(unread), "bytes": size, "unread": unread,
-        "tasks": list(known.tasks), "unknown": list(known.unknown), "problems": rows,
+        "ignored": sides[0].ignored, "short": sum(row["words"] < GRAM for row in rows), **read, "problems": rows,
     }  # fmt: skip
     return found | {"lines": _lines(found, {problem.task for problem in problems})}
 
@@ -353,17 +365,19 @@ def _grams(prefix: np.ndarray, n: int) -> np.ndarray:
     return _mixed((prefix[n:] - prefix[:count]) * down[:count])
 
 
-def _stream(path: Path, sides: Sequence[_Side]) -> int:
-    """All of a file past both sides; returns its bytes of text."""
+def _stream(path: Path, sets: Sequence[tuple[_Side, _Side]]) -> int:
+    """All of a file past every set; returns its bytes of text."""
     size = 0
-    rest = [np.zeros(0, dtype=np.uint64) for _ in sides]
+    tail = max((side.tail for sides in sets for side in sides), default=1)
+    rest = [np.zeros(0, dtype=np.uint64)] * 2  # as they are, and masked
     for piece in _pieces(path):
         size += len(piece)
         text = normalised(piece)
-        for k, side in enumerate(sides):
-            words = np.concatenate([rest[k], hashes(text, side.masked)])
-            side.look(words, path)
-            rest[k] = words[-side.tail :]
+        for k, masked in enumerate((False, True)):
+            words = np.concatenate([rest[k], hashes(text, masked)])
+            for sides in sets:
+                sides[k].look(words, path)
+            rest[k] = words[-tail:]
     return size
 
 
@@ -435,4 +449,4 @@ def _gathered(texts: Iterable[str]) -> Iterator[bytes]:
     yield BREAK.join(parts) + BREAK
 
 
-__all__ = ["GRAM", "Training", "hashes", "normalised", "overlap", "training"]
+__all__ = ["GRAM", "Training", "hashes", "normalised", "overlap", "overlaps", "training"]
