@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from datetime import UTC, date, datetime
@@ -146,3 +147,30 @@ def test_put_leaves_what_it_was_given() -> None:
 def test_asking_loads_no_torch() -> None:
     code = "import sys, mull.engine.remote; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
+
+
+PAGE = Path(__file__).parents[1] / "docs" / "endpoints.md"
+
+
+def test_the_page_names_every_key_and_no_other() -> None:
+    table = PAGE.read_text(encoding="utf-8").partition("## A table of your own")[2].partition("## Dialects")[0]
+    rows = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", table, re.MULTILINE)
+    assert sorted(re.findall(r"\w+", " ".join(rows))) == sorted({*Endpoint.model_fields} - {"name"})
+
+
+def test_the_page_names_every_model_with_its_price() -> None:
+    text = PAGE.read_text(encoding="utf-8").partition("## A table of your own")[0]
+    rows = dict(re.findall(r"^\| `([\w.-]+)` \| (.+) \|$", text, re.MULTILINE))
+    assert {*rows} == {*endpoints()}
+    for name, table in endpoints().items():
+        if table.usd_per_million is not None:
+            prices = (table.usd_per_million.input, table.usd_per_million.cached, table.usd_per_million.output)
+            told = ", ".join("unknown" if price is None else f"{price:g}" for price in prices)
+            assert f"| {told}" in rows[name] and str(table.priced) in rows[name], name
+        assert table.ends is None or str(table.ends) in rows[name], name
+
+
+def test_the_table_that_the_page_shows_is_one() -> None:
+    shown = re.findall(r"^```\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    Path("models.toml").write_text(shown[0], encoding="utf-8")
+    assert endpoint("box").url == "http://box:8000/v1" and endpoint("o3").requests_per_minute == 60
