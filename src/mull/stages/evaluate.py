@@ -26,7 +26,7 @@ from mull.run import write_atomic
 from mull.stages.kept import Kept
 from mull.stages.stage import Context, StageConfig
 from mull.tasks import find
-from mull.tasks.base import Judged, Task, later_turns
+from mull.tasks.base import Judged, later_turns
 from mull.types import Completion, Rollout, Sampling, UserError, write_rollouts
 
 
@@ -99,8 +99,6 @@ def main(cfg: EvaluateConfig, ctx: Context) -> None:
     run, sat = ctx.run, sittings(cfg)
     for name in (*cfg.models, *filter(None, [cfg.judge])):
         ctx.present(name)  # a missing model is said now, not after an hour
-    for exam in cfg.exams:
-        _ready(find(exam.task), cfg)
     speakers: dict[str, Speaker] = {}
     judge = ctx.speaker(cfg.judge, cfg.rows) if cfg.judge else None
     with run.ledger.stage(cfg.name, cfg.kind) as entry, run.progress(cfg.name, len(sat), unit="exam") as progress:
@@ -114,9 +112,11 @@ def main(cfg: EvaluateConfig, ctx: Context) -> None:
                 progress.update(number)
 
 
-def _ready(task: Task, cfg: EvaluateConfig) -> None:
-    if isinstance(task, Judged) and not cfg.judge:
-        raise UserError(f"{task.name} is graded by a model; name one with --judge.")
+def check(cfg: EvaluateConfig) -> None:
+    """Raises UserError where a task needs a model to judge and there is none."""
+    for exam in cfg.exams:
+        if isinstance(find(exam.task), Judged) and not cfg.judge:
+            raise UserError(f"{exam.task} is graded by a model; name one as judge (--judge MODEL).")
 
 
 class _Sitter:

@@ -18,6 +18,7 @@ from mull.config import Config, apply_overrides, build, digest, nearest, read_to
 from mull.data.shards import read_texts
 from mull.data.sources import NUMBER, Draw
 from mull.endpoints import Endpoint, endpoint, endpoints
+from mull.engine.remote import RemoteEngine
 from mull.ledger import Rates
 from mull.locate import Located, locate
 from mull.model.config import PRESETS, ModelConfig
@@ -98,6 +99,8 @@ def check(recipe: Recipe) -> None:
     """Everything a stage would stumble over later. Raises UserError."""
     dist.device(recipe.device)
     _elsewhere(recipe)
+    for served in recipe.endpoints.values():
+        RemoteEngine(served)  # its key is there
     _check_models(recipe)
     _check_sittings(recipe)
     for at, stage in enumerate(recipe.stage):
@@ -215,6 +218,7 @@ def _check_lessons(stage: AnyStage, recipe: Recipe) -> None:
                 raise UserError("there is nothing to learn from; give reuse, fresh or both.")
             _check_draws(stage.tasks, "train", needed="for fresh answers" if _draws_afresh(stage) else "")
         case EvaluateConfig():
+            evaluate.check(stage)
             _check_draws(stage.exams, stage.split)
 
 

@@ -84,10 +84,8 @@ class Context:
         return model, Chat.load(folder)
 
     def present(self, name: str) -> None:
-        """Raises UserError where there is no such model, or no key for it."""
-        if name in self.endpoints:
-            RemoteEngine(self.endpoints[name])
-        else:
+        """Raises UserError where there is no such model."""
+        if name not in self.endpoints:
             self.folder(name)
 
     def speaker(self, name: str, rows: int) -> Speaker:
