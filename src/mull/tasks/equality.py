@@ -84,11 +84,22 @@ def somewhere(context: Any, name: str) -> Any:
 
 
 def near(a: Tree, b: Tree, bits: int = 0) -> bool | None:
-    """Whether two trees agree in CLOSE digits (or to 2^-bits, absolute), None where they cannot be evaluated."""
+    """Whether two trees agree in CLOSE digits (or to 2^-bits, absolute), None where they cannot be evaluated.
+
+    What differs must do so with three times the digits as well: else it was but rounding that told them apart.
+    """
+    for more in (1, 3):
+        close = _near(a, b, bits, bits + 60 if bits else int(DIGITS * 3.33) * more)
+        if bits or close is not False:
+            break
+    return close
+
+
+def _near(a: Tree, b: Tree, bits: int, precision: int) -> bool | None:
     from mpmath.ctx_mp import MPContext
 
     context = MPContext()  # of its own: mpmath's shared one is not for several threads
-    context.prec = bits + 60 if bits else int(DIGITS * 3.33)
+    context.prec = precision
     try:
         left, right = (evaluated(tree, context, lambda name: somewhere(context, name)) for tree in (a, b))
         if not all(context.isfinite(value) for value in (left, right)):
@@ -100,10 +111,15 @@ def near(a: Tree, b: Tree, bits: int = 0) -> bool | None:
 
 
 class Bound:
-    """log2 of (u, low) for a tree of radicals, and the product of the degrees of its roots."""
+    """log2 of (u, low) for a tree of radicals, and a bound of its degree."""
 
     def __init__(self) -> None:
-        self.degrees: dict[Any, int] = {}
+        self.roots: dict[Any, int] = {}
+        self.turn = 1  # all roots of unity are powers of (-1)^(1/turn)
+
+    @property
+    def degree(self) -> int:
+        return math.prod(self.roots.values()) * self.turn
 
     def of(self, tree: Tree) -> tuple[float, float]:
         """Raises TooHard for what is no radical."""
@@ -111,7 +127,7 @@ class Bound:
             case Fraction():
                 return math.log2(max(abs(tree.numerator), 1)), math.log2(tree.denominator)
             case "i":
-                self.degrees["i"] = 2
+                self.turn = math.lcm(self.turn, 2)
                 return 0.0, 0.0
             case Op("neg", (a,)):
                 return self.of(a)
@@ -137,8 +153,7 @@ class Bound:
                 turn = exact(Op("/", (a, "pi")))
                 if turn is None:
                     raise TooHard
-                self.degrees[turn] = 2 * turn.denominator
-                self.degrees["i"] = 2
+                self.turn = math.lcm(self.turn, 2, turn.denominator)
                 return 2.0, 2.0
         raise TooHard
 
@@ -146,7 +161,7 @@ class Bound:
         if degree is None or degree.denominator != 1 or not 1 <= degree <= 60:
             raise TooHard
         k = degree.numerator
-        self.degrees[tree] = k
+        self.roots[tree] = k
         u, low = self.of(a)
         return ((u + (k - 1) * low) / k, low) if u >= low else (u, ((k - 1) * u + low) / k)
 
@@ -155,8 +170,7 @@ def separated(a: Tree, b: Tree) -> int:
     """How many bits behind the point are enough to tell the difference of two radicals from 0. Raises TooHard."""
     bound = Bound()
     u, low = bound.of(Op("+", (a, Op("neg", (b,)))))
-    degree = math.prod(bound.degrees.values())
-    bits = max(u, 1.0) * (degree * degree - 1) + max(low, 1.0) + 10
+    bits = max(u, 1.0) * (bound.degree**2 - 1) + max(low, 1.0) + 10
     if bits > BITS:
         raise TooHard
     return math.ceil(bits)

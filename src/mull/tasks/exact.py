@@ -19,7 +19,7 @@ from mull.tasks.writings import Unreadable, cleaned
 
 MOST = 60  # items of a set that are compared with each other
 SHOWN = 40  # letters of a result in words
-SETS = ("{}", ",", "or")  # in any order
+SETS = ("{}", ",", "or")  # kinds of groups that are in any order
 CHOICE = re.compile(r"\s*\(?\s*(?:\\word<)?\(?\s*([A-J])\s*\)?>?\s*[).:]\s*(.*)", re.DOTALL)
 FLIPPED = {">": "<", ">=": "<="}
 INFINITE: tuple[Tree, ...] = ("inf", Op("neg", ("inf",)))
@@ -60,7 +60,8 @@ def _compared(gold: str, answer: str) -> bool | None:
 
 
 def _bare(text: str) -> str:
-    return re.sub(r"\s+", "", cleaned(text))
+    """Without the spaces that part nothing."""
+    return re.sub(r"(?<![A-Za-z0-9.])\s+|\s+(?![A-Za-z0-9.])", "", " ".join(cleaned(text).split()))
 
 
 def _choice(item: Item) -> str:
@@ -86,7 +87,7 @@ def items_same(gold: Item, given: Item) -> bool | None:
         return quantities_same(gold, given)
     if isinstance(gold, Group) and isinstance(given, Group):
         return _groups_same(gold, given)
-    if isinstance(given, Group) and given.kind == ",":  # one value in several writings
+    if isinstance(given, Group) and given.kind in SETS:  # one value in several writings
         return len(given.items) > 0 and len(given.items) <= MOST and every([items_same(gold, i) for i in given.items])
     return False
 
@@ -112,7 +113,7 @@ def normal(item: Item) -> Item:
                                     for i in items):  # fmt: skip
                 return Group("|", tuple(part for i in items for part in _parts(normal(i))))
             flat = tuple(part for i in items for part in _members(normal(i)))
-            return flat[0] if len(flat) == 1 else Group(",", flat)
+            return flat[0] if len(flat) == 1 else Group("{}" if kind == "{}" else ",", flat)
         case Group("|", items):
             return Group("|", tuple(part for i in items for part in _parts(normal(i))))
         case Group("\\", (Group() as whole, Group("{}", left_out))) if whole == REALS:
@@ -126,7 +127,7 @@ REALS = Group("()", (Quantity(INFINITE[1]), Quantity(INFINITE[0])))
 
 
 def _members(item: Item) -> tuple[Item, ...]:
-    return item.items if isinstance(item, Group) and item.kind == "," else (item,)
+    return item.items if isinstance(item, Group) and item.kind in SETS else (item,)
 
 
 def _parts(item: Item) -> tuple[Item, ...]:
@@ -206,14 +207,22 @@ def variables(tree: Tree) -> set[str]:
 
 
 def _groups_same(gold: Group, given: Group) -> bool | None:
+    if gold.kind in SETS and given.kind in SETS:
+        return _labels(gold) == _labels(given) and _matched(gold.items, given.items)
     if gold.kind == given.kind:
-        return _matched(gold.items, given.items) if gold.kind in (",", "|") else _in_order(gold.items, given.items)
+        return _matched(gold.items, given.items) if gold.kind == "|" else _in_order(gold.items, given.items)
     vector, other = _vector(gold), _vector(given)
     if vector and other:
         return _in_order(vector, other)
     if (gold.kind, given.kind) == ("()", ",") and len(gold.items) > 2:  # a tuple whose brackets were left out
         return _in_order(gold.items, given.items)
     return False
+
+
+def _labels(item: Group) -> set[str]:
+    """The names, where values of several are listed: x = 1, y = 2 is not 1, 2, but x = 1, x = 2 is."""
+    found = {_name(i.sides[0]) for i in item.items if isinstance(i, Relation) and i.signs == ("=",)}
+    return found if len(found) > 1 else set()
 
 
 def _vector(item: Group) -> tuple[Item, ...]:

@@ -76,6 +76,9 @@ NUMBER = re.compile(
     r"|\d+\.\d+|\.\d+|\d+\.?(?!\d)",
     re.ASCII,
 )
+SHORT_WORDS = "am an as at be by do go he if is it me no of on so to up"
+SHORT = SHORT_WORDS.split()
+ROWS = ("abcdef", "klmn", "pqrstuvwxyz")  # letters that are variables together
 CONSTANTS = {"pi": "pi", "infty": "inf", "infinity": "inf", "e": "e", "i": "i"}
 LETTERS = """
 alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta kappa lambda mu nu xi rho sigma tau phi varphi
@@ -150,8 +153,6 @@ class Reader:
         if found := NUMERAL.fullmatch(self.text.replace(r"\word<", "").replace(">", "")):
             self.at = len(self.text)
             return _numeral(found)
-        if MATRIX.match(self.text):
-            return self._matrix()
         return self.listed()
 
     def listed(self) -> Item:
@@ -193,9 +194,13 @@ class Reader:
         if words := self._words():
             return Words(words)
         self.at = here
+        money = self.take(r"\money")
         value = self.sum()
         if not isinstance(value, Fraction | str | Op):
             return value
+        if money or self.take(r"\money"):
+            self._unit()
+            return Quantity(value, "dollar")
         if self.take(r"\percent"):
             return Quantity(value, "%")
         unit = "degree" if self.take(r"\deg") else ""
@@ -237,7 +242,7 @@ class Reader:
             return True
         if run in UNITS:
             return False
-        return len(run) <= 2 or (len(run) <= 4 and [*run] == sorted(set(run)) and run.islower() and len(run) < 4)
+        return (len(run) <= 2 and run not in SHORT) or (len(run) == 3 and any(run in row for row in ROWS))
 
     def _unit(self) -> str:
         """Of the words behind a value, "" where there are none."""
@@ -265,11 +270,14 @@ class Reader:
         if sign and sign != "+":
             value = Op({"-": "neg", r"\pm": "pm", r"\mp": "mp"}[sign], (_tree(value),))
         while sign := self.take("+", "-", r"\pm", r"\mp"):
-            right = _tree(self.term())
+            right = _tree(self.negated() if self.take("-") else self.term())
             if sign != "+":
                 right = Op({"-": "neg", r"\pm": "pm", r"\mp": "mp"}[sign], (right,))
             value = Op("+", (_tree(value), right))
         return value
+
+    def negated(self) -> Tree:
+        return Op("neg", (_tree(self.term()),))
 
     def term(self) -> Tree | Item:
         value = self.power()
@@ -451,8 +459,9 @@ class Reader:
             return Op(name[1:], (value,))
         if name == "mathbb" and self.match(re.compile(r"\{?\s*R\s*\}?")):
             return Group("()", (Quantity(Op("neg", ("inf",))), Quantity("inf")))
-        if name in ("overline", "bar") or name == "begin":
-            raise Unreadable(name)
+        if name == "begin":
+            self.at = found.start()
+            return self._matrix()
         raise Unreadable(f"the command {name[:20]}")
 
     def set(self) -> Group:
@@ -514,7 +523,8 @@ class Reader:
 
     def _matrix(self) -> Item:
         found = self.match(MATRIX)
-        assert found
+        if not found:
+            raise Unreadable("something begins that is no matrix")
         rows = [row for row in re.split(r"\\\\(?:\[[^\]]*\])?", found[2]) if row.strip() not in ("", r"\hline")]
         return Group("matrix", tuple(Group("row", tuple(map(_whole, row.split("&")))) for row in rows))
 

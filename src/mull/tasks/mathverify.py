@@ -16,12 +16,26 @@ from functools import lru_cache
 from typing import Any
 
 from mull.tasks.apart import Apart, StoppedError, attend, limit
+from mull.tasks.results import boxes
 
 SECONDS = 5.0  # for one answer
 END = 8_000  # letters at the end of an answer that it is shown
 CALCULATION = re.compile(r"<<[^<>\n]*>>")  # of GSM8K's solutions, which read as nonsense between dollar signs
 HASHES = re.compile(r"####\s*(?:\\?\$)?([^\n$]+)")
-MONEY = re.compile(r"(?<!\\)\$(?=\d)")
+MONEY = re.compile(r"\\?\$(?=\d)")
+REWRITTEN = tuple(
+    (re.compile(pattern), new)
+    for pattern, new in (
+        (r"\\(?:boxed|fbox|framebox)\s*\{", r"\\boxed{"),
+        (r"\{,\}(?=\d{3})|(?<=\d)\\[,!](?=\d{3}(?!\d))", ""),
+        (r"°|\\degree(?![a-zA-Z])", r"^\\circ "),
+        (r"∞", r"\\infty "),
+        (r"π", r"\\pi "),
+        (r"~", " "),
+        (r"\.\s*\}", "}"),
+        (r"\\boxed\{(-?[\d.,]*\d)\s+([A-Za-z][A-Za-z ]+)\}", r"\\boxed{\1 \\text{ \2}}"),
+    )
+)
 
 
 class MathVerify:
@@ -53,11 +67,15 @@ class MathVerify:
 
 
 def shown(answer: str, worded: bool) -> str:
-    """What of an answer it is shown."""
+    """What of an answer it is shown: all from its last boxes on, in writings that it knows."""
     answer = answer.rpartition("</think>")[2][-END:]
-    if worded and "\\boxed" not in answer:
+    if found := boxes(answer):
+        answer = answer[found[1] :]
+    elif worded:
         answer = HASHES.sub(r"The final answer is $\1$", MONEY.sub("", CALCULATION.sub("", answer)))
-    return answer
+    for pattern, new in REWRITTEN:
+        answer = pattern.sub(new, answer)
+    return answer.encode(errors="replace").decode()
 
 
 # the other side
@@ -78,7 +96,9 @@ def replies_to(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
         try:
             given = parse(request["answer"], parsing_timeout=0)
             found = len(given)
-            equal = bool(given) and verify(read(f"\\boxed{{{request['gold']}}}"), given, timeout_seconds=0)
+            equal = bool(given) and verify(
+                read(f"\\boxed{{{request['gold']}}}"), given, allow_set_relation_comp=True, timeout_seconds=0
+            )
         except (Exception, SystemExit):  # whatever sympy may raise
             equal = False
     yield {"item": [bool(equal), found]}

@@ -10,6 +10,8 @@ import re
 
 END = 20_000  # letters at the end of an answer in which its result is looked for
 BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*(?=\{)|\\(?:boxed|fbox)\s*(?=[^\s{\\a-zA-Z]|\s[^\s{])")
+BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # escaped ones are none
+APART = 60  # letters between boxes that are beside each other, at most
 BARE = re.compile(r"[^\s$.,;]+(?:[.,]\d+)*")
 BETWEEN = re.compile(r"(?:\s|\$|\\[()\[\],;]|[,;]|\band\b|\bor\b|\\text\{\s*(?:and|or)\s*\}|\\q?quad)*")
 SAID = re.compile(
@@ -27,52 +29,54 @@ def result(text: str, numbers: bool = False) -> str | None:
     text = text.rpartition("</think>")[2][-END:]
     found = boxes(text)
     if found is not None:
-        return found or None
+        return found[0] or None
     if said := [*SAID.finditer(text)]:
         rest = text[said[-1].end() :].strip()
         return _stated(STOP.split(rest, maxsplit=1)[0]) or None
     return last_number(text) if numbers else None
 
 
-def boxes(text: str) -> str | None:
-    """What the last box holds, joined by commas with those beside it; "" where it is not closed, None without any."""
+def boxes(text: str) -> tuple[str, int] | None:
+    """What the last box holds, joined by commas with those beside it, and where the first of them begins.
+
+    It is "" where the last is not closed. None without any box.
+    """
     if not (found := [*BOX.finditer(text)]):
         return None
-    spans = [_held(text, box) for box in found]
-    last = spans[-1]
-    if last is None:
-        return ""
-    held, edge = [last], found[-1].start()
+    closing = _closing(text)
+    spans = [_held(text, box, closing) for box in found]
+    if spans[-1] is None:
+        return "", found[-1].start()
+    held, edge = [spans[-1][0]], found[-1].start()
     for box, span in zip(found[-2::-1], spans[-2::-1], strict=True):
-        if span is None or span[1] > edge or not BETWEEN.fullmatch(text, span[1], edge):
-            if span is not None and span[1] > edge:  # a box around the box
-                continue
+        if span is not None and span[1] > edge:  # a box around the box
+            continue
+        if span is None or edge - span[1] > APART or not BETWEEN.fullmatch(text, span[1], edge):
             break
-        held.insert(0, span)
+        held.insert(0, span[0])
         edge = box.start()
-    values = [value.strip() for value, _ in held]
-    return ", ".join(dict.fromkeys(values))
+    return ", ".join(dict.fromkeys(value.strip() for value in held)), edge
 
 
-def _held(text: str, box: re.Match[str]) -> tuple[str, int] | None:
-    """(what a box holds, where it ends), None if it does not."""
+def _closing(text: str) -> dict[int, int]:
+    """Where each brace that is closed is closed."""
+    pairs, opened = dict[int, int](), list[int]()
+    for found in BRACE.finditer(text):
+        if found[0] == "{":
+            opened.append(found.start())
+        elif found[0] == "}" and opened:
+            pairs[opened.pop()] = found.start()
+    return pairs
+
+
+def _held(text: str, box: re.Match[str], closing: dict[int, int]) -> tuple[str, int] | None:
+    """(what a box holds, where it ends), None if it does not end."""
     begin = box.end()
-    if text[begin] != "{":
-        bare = BARE.match(text, begin) or BARE.match(text, begin + 1)
-        return (bare[0], bare.end()) if bare else None
-    depth, at = 0, begin
-    while at < len(text):
-        letter = text[at]
-        if letter == "\\":
-            at += 1
-        elif letter == "{":
-            depth += 1
-        elif letter == "}":
-            depth -= 1
-            if not depth:
-                return text[begin + 1 : at], at + 1
-        at += 1
-    return None
+    if text[begin] == "{":
+        end = closing.get(begin)
+        return None if end is None else (text[begin + 1 : end], end + 1)
+    bare = BARE.match(text, begin) or BARE.match(text, begin + 1)
+    return (bare[0], bare.end()) if bare else None
 
 
 def _stated(text: str) -> str:
