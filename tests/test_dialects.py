@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from mull.endpoints import DIALECTS, Endpoint, Usage, endpoint
 from mull.engine.dialects import (
-    LONGEST_WAIT,
     BrokenAnswerError,
     answer_of,
     body,
@@ -82,6 +81,8 @@ def test_a_request_in_each_dialect(dialect: str) -> None:
     ("claude-haiku-4-5", True, {"thinking": {"type": "enabled", "budget_tokens": 16_384}}),
     ("claude-haiku-4-5", False, {"thinking": {"type": "disabled"}}),
     ("claude-sonnet-5-5", True, {"thinking": {"type": "adaptive"}}),
+    ("mull", True, {"chat_template_kwargs": {"enable_thinking": True}, "reasoning_effort": "max"}),
+    ("mull:low", True, {"chat_template_kwargs": {"enable_thinking": True}, "reasoning_effort": "low"}),
     ("mull", False, {"chat_template_kwargs": {"enable_thinking": False}}),
 ])  # fmt: skip
 def test_how_thinking_is_switched(name: str, thinking: bool, expected: dict[str, Any]) -> None:
@@ -224,7 +225,7 @@ def test_what_a_vendor_says_it_charged(told: Any, usd: float | None) -> None:
     ({}, None), ({"retry-after": "3"}, 3.0), ({"retry-after": "0.5"}, 0.5), ({"retry-after-ms": "250"}, 0.25),
     ({"retry-after": "Tue, 24 Nov 2026 12:00:30 GMT"}, 30.0), ({"retry-after": "Tue, 24 Nov 2026 11:00:00 GMT"}, 0.0),
     ({"retry-after": "soon"}, None), ({"retry-after": "nan"}, None), ({"retry-after": "-5"}, 0.0),
-    ({"retry-after": "1e99"}, LONGEST_WAIT), ({"retry-after": "Tue, 24 Nov 2026 12:00:30"}, None),
+    ({"retry-after": "1e99"}, 1e99), ({"retry-after": "Tue, 24 Nov 2026 12:00:30"}, None),
 ])  # fmt: skip
 def test_how_long_to_wait(told: dict[str, str], seconds: float | None) -> None:
     assert wait_of(told, datetime(2026, 11, 24, 12, 0, 0, tzinfo=UTC)) == seconds
@@ -252,6 +253,13 @@ def test_refusals(status: int, raw: bytes, kind: str, words: str) -> None:
         return
     assert refusal is not None and refusal.kind == kind and words in refusal.why
     assert refusal.why.endswith((".", "!", "?")) and "\n" not in refusal.why and len(refusal.why) < 600
+
+
+def test_who_asks_us_to_wait_for_a_day_is_not_asked_again() -> None:
+    refusal = refusal_of(429, {"retry-after": "86400"}, b"{}", to("plain"))
+    assert refusal is not None and refusal.kind == "all" and "1,440 minutes" in refusal.why
+    refusal = refusal_of(429, {"retry-after": "1e300"}, b"{}", to("plain"))
+    assert refusal is not None and refusal.kind == "all"
 
 
 def test_a_model_that_is_gone_is_said_to_be_gone() -> None:

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from endpoint import CACHED, FAULTS, KEY, PROMPT, SAID, THOUGHT, THOUGHT_TOKENS,
 from endpoint import serving as vending
 from hypothesis import given
 from hypothesis import strategies as st
-from serving import serving
+from serving import TINY, serving
+from small import chat, model_of
 
 from mull.endpoints import Endpoint
+from mull.engine.engine import LocalEngine
 from mull.engine.remote import NOT_ASKED, Pace, RemoteEngine
 from mull.types import Completion, Message, Request, Sampling, UserError
 
@@ -32,7 +35,7 @@ PASSING = (
 )  # fmt: skip
 LASTING = {  # what no other try mends, and words of the sentence that says so
     "402": "is empty", "403": "Country not supported", "404": "model 'thinker'", "quota": "current quota",
-    "moved": "mend the address", "400": "at least one message", "422": "too large",
+    "moved": "mend the address", "tomorrow": "1,440 minutes", "400": "at least one message", "422": "too large",
 }  # fmt: skip
 
 
@@ -91,7 +94,7 @@ def test_what_passes_is_tried_again(fault: str) -> None:
 
 
 def test_all_faults_are_tested_here() -> None:
-    rest = {"hang", "dribble", "tomorrow", "in thought", "cut", "MAX_TOKENS", "filtered", "tool", "refusal",
+    rest = {"hang", "dribble", "in thought", "cut", "MAX_TOKENS", "filtered", "tool", "refusal",
             "no usage", "odd usage", "half a character", "breaks"}  # fmt: skip
     assert {*PASSING, *LASTING, *rest} == {*FAULTS}
 
@@ -265,8 +268,22 @@ def test_who_is_told_to_wait_waits_and_so_do_all() -> None:
 
 def test_nobody_waits_until_tomorrow() -> None:
     with vending(Vendor("plain", ["", "tomorrow"])) as vendor:
-        answers = engine_of(vendor, concurrency=1).generate([ask(1, 2), ask(1, 3)])
-    assert "Daily limit" in answers[1].error and len(vendor.asked) == 2
+        answers = engine_of(vendor, concurrency=1).generate([ask(1, i) for i in range(9)])
+    assert all("Daily limit" in answer.error for answer in answers[1:]) and len(vendor.asked) == 2
+
+
+def test_an_answer_that_never_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mull.engine.remote.LARGEST", 100)
+    with vending(Vendor("plain")) as vendor:
+        answer, _ = one(vendor)
+    assert answer.finish == "cancelled" and "more than" in answer.error
+
+
+def test_a_proxy_is_not_asked_for_what_runs_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    with vending(Vendor("plain")) as vendor:
+        assert one(vendor)[0].text == "The sum is 3."
 
 
 class Clock:
@@ -394,6 +411,12 @@ def test_against_our_own_server() -> None:
             RemoteEngine(missing, first_wait=SOON).generate(asked)
         budgeted = engine.generate([ask(1, 2, max_tokens=24, thinking_tokens=4)])[0]
         direct = engine.generate([ask(1, 2, thinking=False, max_tokens=24)])[0]
+        greedy = engine.generate([ask(1, 2, temperature=0.0, max_tokens=24)])[0]
+    request = ask(1, 2, temperature=0.0, max_tokens=24)
+    ids = tuple(chat().encode(request.messages))
+    here = LocalEngine(model_of(TINY), chat()).generate([replace(request, tokens=ids)])[0]
+    assert (greedy.text, greedy.reasoning, greedy.finish) == (here.text.strip(), here.reasoning, here.finish)
+    assert (greedy.count, greedy.thinking_tokens) == (here.count, here.thinking_tokens)
     assert all(answer.finish in ("stop", "length") and 0 < answer.count <= 24 for answer in answers)
     assert [(a.text, a.reasoning) for a in answers] == [(a.text, a.reasoning) for a in again]
     assert len({(a.text, a.reasoning) for a in answers}) > 3
@@ -404,6 +427,7 @@ def test_against_our_own_server() -> None:
 INTERRUPTED = """
 import sys
 from mull.endpoints import Endpoint
+from mull.engine.engine import LocalEngine
 from mull.engine.remote import RemoteEngine
 from mull.types import Message, Request
 engine = RemoteEngine(Endpoint.of_url(sys.argv[1], "m"))

@@ -73,7 +73,8 @@ HABITS: dict[str, Habits] = {
         off={"chat_template_kwargs": {"enable_thinking": False, "thinking": False}}, budget="thinking_token_budget",
     ),
     "mull": Habits(
-        takes=OWN | {"min_thinking_tokens", "thinking_closing"}, on={"chat_template_kwargs": {"enable_thinking": True}},
+        takes=OWN | {"min_thinking_tokens", "thinking_closing"},
+        on={"chat_template_kwargs": {"enable_thinking": True}, "reasoning_effort": "max"},  # as long as it likes
         off={"chat_template_kwargs": {"enable_thinking": False}}, budget="thinking_token_budget",
         effort="reasoning_effort",
     ),

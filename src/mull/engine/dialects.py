@@ -38,7 +38,7 @@ SENT = {  # what a Sampling has, under its name on the wire
 UNSENT = ("grammar", "logit_bias", "stop_tokens", "ignore_end", "verbatim", "top_logprobs")
 PLAIN = Sampling()
 LETTERS = 300  # of what an endpoint says, in a sentence of ours
-LONGEST_WAIT = 24 * 3600.0
+LONGEST_WAIT = 600.0  # seconds; who wants us to wait for longer wants us to come another day
 
 
 class BrokenAnswerError(Exception):
@@ -331,7 +331,10 @@ def refusal_of(status: int, headers: Mapping[str, str], raw: bytes, endpoint: En
         return Refusal("all", f"{endpoint.where} {told} {look}")
     if status in (400, 405, 413, 415, 422):
         return Refusal("this", f"{endpoint.where} {told}")
-    return Refusal("again", f"{endpoint.where} {told}", wait_of(headers))
+    wait = wait_of(headers)
+    if wait is not None and wait > LONGEST_WAIT:
+        return Refusal("all", f"{endpoint.where} {told} It asks us to wait for {min(wait, 1e9) / 60:,.0f} minutes.")
+    return Refusal("again", f"{endpoint.where} {told}", wait)
 
 
 def _gone(endpoint: Endpoint) -> str:
@@ -375,7 +378,7 @@ def wait_of(headers: Mapping[str, str], now: datetime | None = None) -> float | 
             except (TypeError, ValueError, OverflowError):
                 continue
         if seconds == seconds:
-            return min(max(seconds, 0.0), LONGEST_WAIT)
+            return max(seconds, 0.0)
     return None
 
 

@@ -37,7 +37,6 @@ FIRST, LAST = 1.0, 60.0  # seconds before the second try, and at most before any
 UNREACHED = 2  # more tries of an address that has never answered
 MISUNDERSTOOD = 3  # requests that are refused as they stand, before any is answered
 LOST = 8  # requests given up in a row, after which the rest is not asked
-LONGEST = 600.0  # seconds that we wait because an endpoint says so
 MINUTE = 60.0
 CLOSING = "</thought>"  # Gemini's, in front of the answer
 NOT_ASKED = "It was not asked: the engine was stopped."
@@ -267,8 +266,6 @@ class RemoteEngine:
         if refusal.kind not in ("again", "away") or attempt >= (UNREACHED if away else self.endpoint.retries):
             return False
         asked = refusal.wait or 0.0
-        if asked > LONGEST:
-            return False
         self.pace.pause(asked)
         return not run.halt.wait(max(min(LAST, self.first_wait * 2**attempt) * self._luck.uniform(0.5, 1.0), asked))
 
