@@ -164,6 +164,15 @@ def test_the_setup_is_the_tests_own_whatever_the_program_calls_the_same():
         assert run([program], [test], ["f"], setup).status == "failed"
 
 
+def test_an_exception_does_not_end_a_loop_of_the_tests():
+    for test in ("assert all(map(lambda x: f(x) == 1, [1, 2]))", "assert not [*map(f, [1])]"):
+        assert tried("def f(x): raise StopIteration", [test]).status == "failed"
+
+
+def test_an_iterator_can_be_an_argument():
+    assert tried("def f(x): return sum(x)", ["assert f(iter([1, 2])) == 3"]).status == "passed"
+
+
 def test_a_verdict_does_not_hang_on_chance():
     program = "import random\ndef f(x):\n    return [random.random(), ''.join({'a', 'b', 'c', 'd', 'e', 'f', 'g'})]"
     assert run([program], ["print(f(3))\nassert repr(f(3)) == 'no'"], ["f"]) == run(

@@ -187,7 +187,7 @@ def _fork() -> None:
 def _limit(limits: dict[str, int]) -> None:
     for name, most in limits.items():
         number = getattr(resource, name, None)
-        if number is not None:
+        if number is not None and (name != "RLIMIT_AS" or sys.platform == "linux"):  # elsewhere it is not kept to
             hard = resource.getrlimit(number)[1]
             most = most if hard == resource.RLIM_INFINITY else min(most, hard)
             spare = 1 if name == "RLIMIT_CPU" and most != hard else 0  # for who does not end at the first signal

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Any
 
+CHANGEABLE = (list, dict, set, bytearray)  # arguments that show what a function did to them
 LARGEST = 8 << 20  # bytes of one message
 DEEPEST = 200  # levels of containers in one
 WORD = 300  # characters of an error that are told
@@ -271,16 +272,10 @@ class Answer:
 
     def call(self, number: int, args: list[Any], named: dict[str, Any]) -> tuple[Any, ...]:
         """("value", what came back, the arguments that were changed by their places)."""
-        before = [dump(arg, lambda _: 0) for arg in args]
+        before = {i: dump(arg, lambda _: 0) for i, arg in enumerate(args) if type(arg) in CHANGEABLE}
         value = self.things[number](*args, **named)
-        changed = tuple(
-            (i, arg) for i, arg in enumerate(args) if _changeable(arg) and dump(arg, lambda _: 0) != before[i]
-        )
+        changed = tuple((i, args[i]) for i, old in before.items() if dump(args[i], lambda _: 0) != old)
         return ("value", value, changed)
-
-
-def _changeable(arg: Any) -> bool:
-    return type(arg) in (list, dict, set, bytearray)
 
 
 def told(error: BaseException) -> tuple[str, str, str]:
@@ -380,16 +375,16 @@ class Judge:
 
 def _change(old: Any, new: Any) -> None:
     """Make an argument what the answer made of it."""
-    if type(old) is not type(new) or not _changeable(old):
+    if type(old) is not type(new) or type(old) not in CHANGEABLE:
         raise UnplainError("an argument changed its type")
     old.clear()
     old.extend(new) if isinstance(old, (list, bytearray)) else old.update(new)
 
 
 def _rebuilt(known: str, name: str, said: str) -> Exception:
-    """The answer's exception, as the builtin one that it is or descends from."""
+    """The answer's exception, as the builtin one that it is or descends from; not one that would end a test's loop."""
     kind = getattr(builtins, str(known), None)
-    if isinstance(kind, type) and issubclass(kind, Exception):
+    if isinstance(kind, type) and issubclass(kind, Exception) and kind not in (StopIteration, StopAsyncIteration):
         try:
             error = kind(said)
         except TypeError:  # one that wants more than words

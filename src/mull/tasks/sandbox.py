@@ -42,7 +42,7 @@ PROTECTION: dict[Kind, str] = {
     "user": f"Code runs in user namespaces of its own: {SHUT}; {KERNEL}.",
     "bubblewrap": f"Code runs under bubblewrap: {SHUT}; {KERNEL}.",
     "limits": "Code runs under resource limits alone, as this system gives us no namespaces: it can start no process "
-    "and write into no file, but read and delete what you can, and reach the network.",
+    "and write into no file, but read and delete what you can, and reach the network and your other processes.",
 }
 
 
