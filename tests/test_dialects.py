@@ -125,6 +125,7 @@ def test_what_would_mislead_is_refused(name: str, sampling: dict[str, Any], word
 
 
 def test_what_is_left_out_is_said() -> None:
+    assert "no switch" in sent(to("plain"), thinking=False)[1][0]
     asked, said = sent(endpoint("o3"), temperature=0.0)
     assert "temperature" not in asked and len(said) == 1 and "temperature" in said[0]
     assert sent(endpoint("o3"))[1] == []  # 1 is what it does

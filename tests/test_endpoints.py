@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mull.endpoints import DIALECTS, FILE, HABITS, Endpoint, Usage, endpoint, endpoints, put, reported
+from mull.endpoints import DIALECTS, FILE, HABITS, Endpoint, Usage, endpoint, endpoints, knows, put, reported
 from mull.types import UserError
 
 ASKED_FOR = ("o3", "o4-mini", "gpt-5", "deepseek-r1", "deepseek-flash", "gemini-2.5-pro", "gemini-2.5-flash",
@@ -137,6 +137,13 @@ def test_long_prompts_and_peak_hours_have_prices_of_their_own() -> None:
         (datetime(2026, 11, 28, 2, 0, tzinfo=UTC), 0.15),  # Saturday
     ):  # fmt: skip
         assert flash.usd(used, when) == pytest.approx(usd)
+
+
+def test_what_can_be_asked_of_it() -> None:
+    assert endpoint("o3").modes == (True,) and endpoint("deepseek-flash").modes == (True, False)
+    assert Endpoint.of_url("http://h/v1", "m").modes == (True,)
+    assert Endpoint.of_url("http://h/v1", "m", off={"think": False}).modes == (True, False)
+    assert knows("o3") and knows("o3:low") and not knows("o3mini") and not knows("runs/demo:student")
 
 
 def test_put_leaves_what_it_was_given() -> None:

@@ -214,6 +214,16 @@ class Endpoint(Config):
     def habits(self) -> Habits:
         return HABITS[self.dialect]
 
+    def switch(self, thinking: bool) -> Mapping[str, Any]:
+        """What is sent to have it think, or answer at once."""
+        given, usual = (self.on, self.habits.on) if thinking else (self.off, self.habits.off)
+        return usual if given is None else given
+
+    @property
+    def modes(self) -> tuple[bool, ...]:
+        """Whether it can be asked to think and not to; only as it is, where it has no switch or always thinks."""
+        return (True,) if self.always or self.switch(True) == self.switch(False) else (True, False)
+
     @property
     def where(self) -> str:
         """For sentences."""
@@ -227,8 +237,7 @@ class Endpoint(Config):
         if self.efforts and effort not in self.efforts:
             known = ", ".join(self.efforts)
             raise UserError(f"{self.name} knows no effort {effort!r}; it knows {known}.{nearest(effort, self.efforts)}")
-        on = self.habits.on if self.on is None else self.on
-        return self.model_copy(update={"name": f"{self.name}:{effort}", "on": put(on, path, effort)})
+        return self.model_copy(update={"name": f"{self.name}:{effort}", "on": put(self.switch(True), path, effort)})
 
     def usd(self, used: Usage, when: datetime | None = None) -> float | None:
         """None where no price is known."""
@@ -288,6 +297,12 @@ def endpoint(name: str) -> Endpoint:
     raise UserError(f"There is no endpoint {name!r} in models.toml.{nearest(name, known)}")
 
 
+def knows(name: str) -> bool:
+    """Whether a name, its effort aside, is that of an endpoint."""
+    known = endpoints()
+    return name in known or name.rpartition(":")[0] in known
+
+
 def reported(task: str = "") -> list[Reported]:
     """What others published for a set; for all, without one."""
     scores = build(_Scores, read_toml(_beside("reported.toml")), "reported.toml").reported
@@ -307,5 +322,5 @@ DIALECTS: tuple[str, ...] = get_args(Dialect)
 
 __all__ = [
     "DIALECTS", "FILE", "HABITS", "Dialect", "Endpoint", "Habits", "Prices", "Reported", "Usage", "endpoint",
-    "endpoints", "put", "reported",
+    "endpoints", "knows", "put", "reported",
 ]  # fmt: skip

@@ -92,8 +92,9 @@ def body(endpoint: Endpoint, request: Request, say: Callable[[str], None]) -> di
     asked |= _sampled(endpoint, sampling, say)
     if "seed" in habits.takes and "seed" not in endpoint.refuses:
         asked["seed"] = seed_of(request)
-    ours = (endpoint.on, habits.on) if sampling.thinking else (endpoint.off, habits.off)
-    asked |= json.loads(json.dumps(next(switch for switch in ours if switch is not None)))
+    if not sampling.thinking and endpoint.modes == (True,):
+        say(f"{endpoint.name} has no switch for thinking; it is asked as it is.")
+    asked |= json.loads(json.dumps(endpoint.switch(sampling.thinking)))
     if sampling.thinking:
         asked = _budgeted(endpoint, asked, sampling, limit)
     return asked | endpoint.extra

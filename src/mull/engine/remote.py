@@ -308,6 +308,8 @@ class RemoteEngine:
         return self._completion(answer, time.perf_counter() - began)
 
     def _refused(self, response: httpx2.Response, raw: bytes) -> Refusal | None:
+        if self._key:  # some endpoints repeat it
+            raw = raw.replace(self._key.encode(), b"[key]")
         return refusal_of(response.status_code, response.headers, raw, self.endpoint)
 
     def _trouble(self, error: Exception) -> Refusal:
