@@ -202,6 +202,9 @@ def evaluate(
     think_tokens: Annotated[int | None, typer.Option(min=0, help="Longest thought; then the answer is forced.")] = None,
     judge: Annotated[str | None, typer.Option(metavar="MODEL", help="Who judges, where a task needs a model.")] = None,
     key_env: Annotated[str, typer.Option(metavar="NAME", help="Variable with the key of a URL#MODEL.")] = "",
+    trained_on: Annotated[
+        list[Path] | None, typer.Option(metavar="PATH", help="Run, folder or file that a model learnt from.")
+    ] = None,
     max_cost: Annotated[float | None, typer.Option(metavar="USD", min=0, help="Stop where it would cost more.")] = None,
     usd_per_hour: Annotated[float | None, typer.Option(min=0, help="What this machine costs.")] = None,
     device: Device = "auto",
@@ -225,6 +228,7 @@ def evaluate(
     plan = recipe.examination(
         targets, tasks, apply_overrides({}, size or []), seed=seed, device=device, exact=exact,
         judge=recipe.target(judge, key_env) if judge else None, usd_per_hour=usd_per_hour,
+        trained_on=trained_on or [],
         n=n, samples=samples, thinking_tokens=think_tokens, max_tokens=max_tokens, split=split,
         temperature=(0.0 if samples == 1 else 1.0) if temperature is None else temperature,
         thinking=[True, False] if both else [not no_think],

@@ -6,7 +6,7 @@ Everything that can be wrong with a recipe is said before its first stage starts
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -62,6 +62,7 @@ class Recipe(Config):
     model: ModelConfig = PRESETS[PRESET]
     outside: dict[Name, str] = {}  # models that no stage makes: name -> what `locate` takes
     endpoints: dict[Name, Endpoint] = {}  # models that others serve, for evaluate stages
+    trained_on: list[str] = []  # texts that models learnt from, where known: exams are looked for in them
     stage: list[AnyStage] = Field(min_length=1)
 
 
@@ -270,7 +271,7 @@ def target(given: str, key_env: str = "") -> Target:
 
 def examination(
     targets: Sequence[Target], tasks: Sequence[str], size: Mapping[str, Any], *, seed: int, device: str, exact: bool,
-    judge: Target | None = None, usd_per_hour: float | None = None, **options: Any,
+    judge: Target | None = None, usd_per_hour: float | None = None, trained_on: Sequence[Path] = (), **options: Any,
 ) -> Recipe:  # fmt: skip
     """The recipe of `mull eval`: one stage that judges models from elsewhere. `options` are EvaluateConfig's.
 
@@ -297,13 +298,21 @@ def examination(
         "rates": rates if usd_per_hour is None else rates.model_copy(update={"usd_per_hour": usd_per_hour}),
         "outside": {name: str(one.folder.absolute()) for name, one in here.items()},
         "endpoints": {name: one for name, one in everyone.items() if isinstance(one, Endpoint)},
-        "stage": [stage],
+        "trained_on": _training(trained_on, here.values()), "stage": [stage],
     }  # fmt: skip
     if here:
         raw["model"] = read_config(next(iter(here.values())).folder)
     recipe = build(Recipe, raw, "mull eval")
     check(recipe)
     return recipe
+
+
+def _training(given: Sequence[Path], here: Iterable[Located]) -> list[str]:
+    """What is named, and the runs that made the models that are here."""
+    if missing := next((path for path in given if not path.exists()), None):
+        raise UserError(f"--trained-on {missing}: there is no such file or folder.")
+    runs = [one.run for one in here if one.run is not None]
+    return list(dict.fromkeys(str(path.absolute()) for path in (*given, *runs)))
 
 
 def name_of(one: Target) -> str:
