@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as oracle
+from statsmodels.regression.linear_model import OLS
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
@@ -120,6 +121,22 @@ def test_a_clustered_share_stays_between_its_bounds(problems):
     assert 0 <= share.low <= share.value + 1e-12
     assert share.value <= share.high + 1e-12 <= 1 + 2e-12
     assert len(problems) - 1e-9 <= share.effective <= sum(map(len, problems)) + 1e-9
+
+
+@pytest.mark.parametrize("spread", [0.1, 0.4, 0.8])
+def test_the_clustered_error_is_that_of_a_regression_with_clusters(spread):
+    """statsmodels' standard error, clustered by problem, says how many independent answers these are worth."""
+    rng = np.random.default_rng(4)
+    size = (1 - spread) / spread
+    problems = rng.random((400, 6)) < rng.beta(0.6 * size, 0.4 * size, 400)[:, None]
+    share = stats.clustered(problems.tolist())
+    assert share is not None
+    groups = np.repeat(np.arange(400), 6)
+    fit = OLS(problems.ravel().astype(float), np.ones(2400)).fit(cov_type="cluster", cov_kwds={"groups": groups})
+    assert share.value == pytest.approx(fit.params[0])
+    error = math.sqrt(share.value * (1 - share.value) / share.effective)
+    assert error == pytest.approx(fit.bse[0], rel=0.02)
+    assert (share.low, share.high) == pytest.approx(fit.conf_int()[0], abs=0.002)
 
 
 def test_repeating_an_answer_adds_no_certainty_and_independent_answers_do():
@@ -246,6 +263,18 @@ def test_paired_uses_only_what_both_answered():
     assert found is not None
     assert (found.n, found.a, found.b) == (2, 0.5, 0.0)
     assert stats.paired({1: 1.0}, {2: 1.0}) is None
+
+
+@pytest.mark.parametrize("gap", [0.0, 0.02, 0.06])
+def test_of_many_problems_with_repeated_answers_the_verdict_is_the_paired_t_test(gap):
+    rng = np.random.default_rng(8)
+    hard = rng.beta(1, 1, 1500)
+    a, b = rng.binomial(8, np.minimum(1, hard + gap)) / 8, rng.binomial(8, hard) / 8
+    found = stats.paired(dict(enumerate(map(float, a))), dict(enumerate(map(float, b))))
+    expected = oracle.ttest_rel(a, b)
+    assert found is not None
+    assert found.p == pytest.approx(expected.pvalue, rel=0.05, abs=1e-4)
+    assert (found.low, found.high) == pytest.approx(expected.confidence_interval(), abs=2e-4)
 
 
 @settings(deadline=None)
