@@ -160,3 +160,11 @@ def test_the_published_file_is_understood(monkeypatch: pytest.MonkeyPatch):
         if verdict.outcome == "solved":
             assert verdict.words["loose"] == "followed"
     assert data.is_known("ifeval")
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="the published file is not at ../shared/data")
+def test_prompts_that_nobody_can_solve_are_errata(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(data.FOLDER, str(DATA))
+    errata = data.errata("ifeval")
+    assert set(errata) == {"337", "374", "1627", "3369", "3371", "3718"}
+    assert set(errata) <= {problem.id for problem in IFEval().problems("test", 1000)}

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mull.tasks.instructions import CHECKS, capital_words, follows, known, language_of, sentences
+from mull.tasks.instructions import CHECKS, capital_words, contradiction, follows, known, language_of, sentences
 from mull.types import UserError
 
 LONG = "the quick brown fox jumps over the lazy dog and then goes home to sleep for the night"
@@ -245,6 +245,19 @@ def test_less_than_and_at_least_are_opposites(text: str, bound: int):
 def test_all_json_is_json(value: dict[str, Any]):
     for text in (json.dumps(value), f"```json\n{json.dumps(value, indent=2)}\n```"):
         assert follows("detectable_format:json_format", text, {})[0]
+
+
+def test_instructions_that_exclude_one_another_are_found():
+    repeat = ("combination:repeat_prompt", {"prompt_to_repeat": "Sing, bird, of oak"})
+    end = ("startend:end_checker", {"end_phrase": "Bye, oak."})
+    tea = ("keywords:existence", {"keywords": ["tea", "oak"]})
+    few = ("keywords:frequency", {"keyword": "oak", "frequency": 1, "relation": "less than"})
+    many = ("keywords:frequency", {"keyword": "oak", "frequency": 9, "relation": "at least"})
+    forbidden = ("keywords:forbidden_words", {"forbidden_words": ["oak"]})
+    for pair in ([repeat, ("punctuation:no_comma", {})], [few, end], [forbidden, tea], [tea, few]):
+        assert "nobody can follow" in contradiction(pair), pair
+    for pair in ([repeat, end], [many, tea], [("punctuation:no_comma", {}), tea], [repeat], []):
+        assert contradiction(pair) == "", pair
 
 
 HOSTILE = {

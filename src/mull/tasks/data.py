@@ -20,6 +20,7 @@ from hashlib import blake2b, sha256
 from pathlib import Path
 from typing import Any
 
+from mull.tasks.instructions import contradiction
 from mull.tasks.steps import NotArithmeticError, amount, expression, steps_of, work_out
 from mull.types import UserError
 
@@ -247,7 +248,7 @@ def names_of(name: str) -> list[str]:
 def errata(name: str) -> dict[str, str]:
     """What is known or found to be wrong with the copy at hand: row id -> why. Nothing is corrected."""
     find = {"aime24": _of_contest, "amc23": _of_contest, "gsm8k": _of_steps, "gsm8k_train": _of_steps,
-            "svamp": _of_equation}.get(name)  # fmt: skip
+            "ifeval": _of_instructions, "svamp": _of_equation}.get(name)  # fmt: skip
     if find is None:
         return {}
     found = ((at, find(row)) for at, row in zip(names_of(name), rows(name), strict=True))
@@ -281,6 +282,19 @@ def _of_contest(row: Row) -> str:
 def _whole(answer: Any) -> str:
     """A contest's answer, without the zeros before it and the .0 behind."""
     return re.escape(re.sub(r"\.0+$", "", str(answer).strip()).lstrip("0") or "0")
+
+
+# by key: (number of words that is checked, that the prompt asks for)
+LAXER = {337: (336, 400)}
+
+
+def _of_instructions(row: Row) -> str:
+    """Instructions that exclude one another: nobody's answer solves such a prompt."""
+    pairs = list(zip(row["instruction_id_list"], row["kwargs"], strict=True))
+    checked, asked = LAXER.get(row["key"], (0, 0))
+    if checked and any(arguments.get("num_words") == checked for _, arguments in pairs):
+        return f"it is checked for {checked} words; its prompt asks for {asked}"
+    return contradiction([(kind, {k: v for k, v in given.items() if v is not None}) for kind, given in pairs])
 
 
 def _of_steps(row: Row) -> str:

@@ -66,7 +66,7 @@ def problem_of(row: Mapping[str, Any]) -> Problem:
         for kind, arguments in zip(row["instruction_id_list"], row["kwargs"], strict=True)
     ]
     message = Message("user", row["prompt"])
-    return Problem("ifeval", f"ifeval/{row['key']}", (message,), "", {"split": "test", "instructions": instructions})
+    return Problem("ifeval", str(row["key"]), (message,), "", {"split": "test", "instructions": instructions})
 
 
 def names(asked: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -63,6 +63,29 @@ def known(kind: str) -> str:
     return kind
 
 
+def contradiction(asked: Sequence[tuple[str, dict[str, Any]]]) -> str:
+    """Why no text can follow all of these; "" where nothing is found.
+
+    Looked at is what must stand in the text word for word: does it have what must not be there, or too much of it?
+    """
+    needed = [(kind, text) for kind, arguments in asked for text in verbatim(kind, arguments)]
+    for kind, arguments in asked:
+        if kind in LIMITS and "at least" not in arguments.values():
+            for other, text in needed:
+                ok, why = follows(kind, text, arguments)
+                if not ok:
+                    return f"nobody can follow {kind} and {other} together ({why})"
+    return ""
+
+
+def verbatim(kind: str, arguments: dict[str, Any]) -> list[str]:
+    return {
+        "combination:repeat_prompt": lambda: [arguments["prompt_to_repeat"]],
+        "startend:end_checker": lambda: [arguments["end_phrase"]],
+        "keywords:existence": lambda: list(arguments["keywords"]),
+    }.get(kind, lambda: [])()
+
+
 def compared(found: int, relation: str, wanted: int, what: str) -> tuple[bool, str]:
     ok = found < wanted if relation == "less than" else found >= wanted
     return ok, f"{found} {what}, asked for {relation} {wanted}"
@@ -354,7 +377,13 @@ TELLS_LANGUAGE = frozenset(
     ("language:response_language", "change_case:english_capital", "change_case:english_lowercase")
 )
 
+# what a part of a text breaks, the whole breaks
+LIMITS = frozenset(
+    ("keywords:forbidden_words", "keywords:frequency", "keywords:letter_frequency", "length_constraints:number_words",
+     "punctuation:no_comma")
+)  # fmt: skip
+
 __all__ = [
-    "CHECKS", "TELLS_LANGUAGE", "Check", "capital_words", "follows", "known", "language_of", "needs_languages",
-    "sentences",
+    "CHECKS", "TELLS_LANGUAGE", "Check", "capital_words", "contradiction", "follows", "known", "language_of",
+    "needs_languages", "sentences",
 ]  # fmt: skip

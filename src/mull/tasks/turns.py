@@ -78,7 +78,7 @@ class MTBench:
 def problem_of(row: dict[str, Any], references: list[str]) -> Problem:
     first, *later = row["turns"]
     meta = {"split": "test", "size": row["category"], "turns": later, "references": references}
-    return Problem("mt_bench", f"mt_bench/{row['question_id']}", (Message("user", first),), "", meta)
+    return Problem("mt_bench", str(row["question_id"]), (Message("user", first),), "", meta)
 
 
 def request(talk: Sequence[Message], references: Sequence[str]) -> tuple[Message, ...]:
