@@ -271,57 +271,89 @@ def gap(row: Mapping[str, Any], reach: float) -> Markup:
     return picture(100, 10, said, join(parts), preserveAspectRatio="none", class_="barline tall")
 
 
-def frontier(rows: Sequence[Mapping[str, Any]], colours: Colours) -> Markup | None:
-    """Money per thousand solved problems against accuracy; up and to the left is better."""
-    rows = [row for row in rows if row["usd_per_solved"] and row["accuracy"] is not None]
+def frontier(rows: Sequence[Mapping[str, Any]], colours: Colours, cost: str = "usd_per_solved") -> Markup | None:
+    """Money against accuracy; up and to the left is better. `cost` is the row's price: of a solved problem, or of an
+    answer, where a line joins those that nobody beats in both.
+    """
+    rows = [row for row in rows if row[cost] and row["accuracy"] is not None]
     if len(rows) < 2:
         return None
-    costs = [math.log10(1000 * row["usd_per_solved"]) for row in rows]
-    low, high = min(costs) - 0.12, max(costs) + 0.3
-    floor = math.floor(10 * min(row["ci95"][0] for row in rows)) / 10  # dots, not bars: the scale need not start at 0
-    ceiling = max(floor + 0.1, math.ceil(10 * max(row["ci95"][1] for row in rows)) / 10)
-    frame = Frame(44, 14, HALF - 14, 232, (low, high), (floor, ceiling))
-    marks = ticks(floor, ceiling, 4)
-    digits = (1, 2, 5) if high - low > 0.8 else range(1, 10)
-    exponents = [(m, e) for e in range(math.floor(low), math.ceil(high) + 1) for m in digits]
-    feet = [math.log10(m) + e for m, e in exponents]
-    prices = [words.money(m * 10.0**e) for m, e in exponents]
-    named = [(foot, price) for foot, price in zip(feet, prices, strict=True) if low <= foot <= high]
-    named = named[:: max(1, math.ceil(len(named) / 5))]
-    parts = [
-        frame.grid(marks, [words.percent(mark, 0) for mark in marks]),
-        tag("line", x1=frame.left, x2=frame.right, y1=frame.bottom, y2=frame.bottom, class_="axis"),
-        frame.feet([foot for foot, _ in named], [name for _, name in named]),
-    ]
+    costs = [math.log10(1000 * row[cost]) for row in rows]
+    frame = _money_frame(rows, costs)
+    parts = [_money_axes(frame)]
+    if cost == "usd_per_answer":
+        parts.append(_undominated([(x, row["accuracy"]) for x, row in zip(costs, rows, strict=True)], frame))
     names, dots = [], []  # drawn over all intervals, and dots over names: no datum is hidden
-    heights = _apart([(row["model"], frame.y(row["accuracy"])) for row in rows], 13.0)
-    for row, cost in zip(rows, costs, strict=True):
-        x, y = frame.x(cost), frame.y(row["accuracy"])
+    heights = _apart([frame.y(row["accuracy"]) for row in rows], 13.0)
+    for row, price, height in zip(rows, costs, heights, strict=True):
+        x, y = frame.x(price), frame.y(row["accuracy"])
         colour = colours.of(row["model"])
-        mode = "thinking" if row["thinking"] else "at once"
-        told = f"{row['model']}, {mode}: {_priced(row)}"
+        told = f"{row['model']}, {words.mode(row['thinking'])}: {_priced(row, cost)}"
         ends = [frame.y(bound) for bound in row["ci95"]]
         parts.append(tag("line", x1=x, x2=x, y1=ends[0], y2=ends[1], class_=f"reach {colour}"))
         kind = "dot" if row["thinking"] else "ring"
         dots.append(titled("circle", told, cx=x, cy=y, r=5.0, class_=f"{kind} {colour}"))
-        names.append(tag("text", row["model"], x=x + 9, y=heights[row["model"]] + 4, class_=f"name clear {colour}"))
-    said = "; ".join(f"{row['model']} {_priced(row)}" for row in rows)
-    return picture(
-        HALF, 262, f"Cost per thousand solved problems against accuracy: {said}.", join([*parts, *names, *dots])
-    )
+        names.append(_beside(row["model"], x, height + 4, colour))
+    said = "; ".join(f"{row['model']} {_priced(row, cost)}" for row in rows)
+    what = "answers" if cost == "usd_per_answer" else "solved problems"
+    return picture(HALF, 262, f"Cost per thousand {what} against accuracy: {said}.", join([*parts, *names, *dots]))
 
 
-def _apart(places: Sequence[tuple[str, float]], least: float) -> dict[str, float]:
-    """Labels' heights, moved down where they would cover one another."""
-    found: dict[str, float] = {}
+def _money_frame(rows: Sequence[Mapping[str, Any]], costs: Sequence[float]) -> Frame:
+    """Dots, not bars: the scale of accuracy need not start at 0."""
+    floor = math.floor(10 * min(row["ci95"][0] for row in rows)) / 10
+    ceiling = max(floor + 0.1, math.ceil(10 * max(row["ci95"][1] for row in rows)) / 10)
+    return Frame(44, 14, HALF - 14, 232, (min(costs) - 0.12, max(costs) + 0.3), (floor, ceiling))
+
+
+def _money_axes(frame: Frame) -> Markup:
+    """Shares upwards; dollars per thousand along the foot, on a logarithmic scale."""
+    (low, high), (floor, ceiling) = frame.x_range, frame.y_range
+    marks = ticks(floor, ceiling, 4)
+    digits = (1, 2, 5) if high - low > 0.8 else range(1, 10)
+    exponents = [(m, e) for e in range(math.floor(low), math.ceil(high) + 1) for m in digits]
+    named = [(math.log10(m) + e, words.money(m * 10.0**e)) for m, e in exponents]
+    named = [(foot, price) for foot, price in named if low <= foot <= high]
+    named = named[:: max(1, math.ceil(len(named) / 5))]
+    return join([
+        frame.grid(marks, [words.percent(mark, 0) for mark in marks]),
+        tag("line", x1=frame.left, x2=frame.right, y1=frame.bottom, y2=frame.bottom, class_="axis"),
+        frame.feet([foot for foot, _ in named], [name for _, name in named]),
+    ])  # fmt: skip
+
+
+def _undominated(places: Sequence[Point], frame: Frame) -> Markup:
+    """Steps through those that solve more than all that cost less."""
+    steps: list[Point] = []
+    for price, share in sorted(places, key=lambda place: (place[0], -place[1])):
+        if not steps:
+            steps.append((price, share))
+        elif share > steps[-1][1]:
+            steps += [(price, steps[-1][1]), (price, share)]
+    steps.append((frame.x_range[1], steps[-1][1]))
+    return line(frame.at(steps), class_="best")
+
+
+def _beside(name: str, x: float, y: float, colour: str) -> Markup:
+    """A dot's name, on the side where there is room for it."""
+    if x + 9 + 6.6 * len(name) <= HALF:
+        return tag("text", name, x=x + 9, y=y, class_=f"name clear {colour}")
+    room = max(8, int((x - 9) / 6.6))
+    name = name if len(name) <= room else f"{name[: room - 1]}…"
+    return tag("text", name, x=x - 9, y=y, class_=f"name clear {colour}", text_anchor="end")
+
+
+def _apart(heights: Sequence[float], least: float) -> list[float]:
+    """Where labels go: moved down where they would cover one another."""
+    found = dict.fromkeys(range(len(heights)), 0.0)
     last = -math.inf
-    for name, y in sorted(places, key=lambda place: place[1]):
-        found[name] = last = max(y, last + least)
-    return found
+    for place in sorted(found, key=lambda i: heights[i]):
+        found[place] = last = max(heights[place], last + least)
+    return list(found.values())
 
 
-def _priced(row: Mapping[str, Any]) -> str:
-    return f"{words.percent(row['accuracy'])} at {words.per_thousand(row['usd_per_solved'])}"
+def _priced(row: Mapping[str, Any], cost: str) -> str:
+    return f"{words.percent(row['accuracy'])} at {words.per_thousand(row[cost])}"
 
 
 __all__ = [

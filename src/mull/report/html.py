@@ -16,7 +16,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from mull.ledger import Rates
-from mull.report import figures, words
+from mull.locate import judged
+from mull.report import evaluation, figures, words
 from mull.report.figures import Colours
 from mull.report.summary import ALL_TASKS, TEACHER, Exam, Row, read_exams, summarise
 from mull.run import Run, write_atomic
@@ -32,15 +33,17 @@ def write_report(path: Path) -> Path:
     """
     exams = read_exams(path)
     summary = summarise(path, exams)
-    metrics = Run(path, Rates(), quiet=True).metrics()
-    page = render(summary, metrics, exams)
+    if judged(path):
+        page = _page("evaluation.html.jinja", evaluation.context(summary, exams, path))
+    else:
+        page = render(summary, Run(path, Rates(), quiet=True).metrics(), exams)
     write_atomic(path / "report.json", json.dumps(summary, indent=1) + "\n")
     write_atomic(path / "report.html", page)
     return path / "report.html"
 
 
 def render(summary: Row, metrics: Sequence[Row], exams: Sequence[Exam]) -> str:
-    """The page as text."""
+    """The page of a run that trains, as text."""
     colours = Colours(_models(summary))
     chief = _chief(summary)
     context = {
@@ -63,17 +66,22 @@ def render(summary: Row, metrics: Sequence[Row], exams: Sequence[Exam]) -> str:
         "samples": _samples(exams, chief),
         "stages": summary["stages"],
         "total": summary["total"],
+        "charged": False,
         "colours": colours,
         "bar": figures.bar,
         "stack": figures.stack,
         "gap": figures.gap,
         "words": words,
     }
+    return _page("report.html.jinja", context)
+
+
+def _page(template: str, context: Row) -> str:
     environment = Environment(
         loader=PackageLoader("mull", "report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    page = environment.get_template("report.html.jinja").render(context)
+    page = environment.get_template(template).render(context)
     return page.encode("utf-8", "replace").decode("utf-8")
 
 

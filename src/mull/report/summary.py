@@ -119,7 +119,7 @@ def figures(
         "accuracy": share.value if share else None,
         "ci95": [share.low, share.high] if share else None,
         "pass1": share.value if share else None,
-        "bounds": stats.bounds(counts),
+        "bounds": _bounds(scored.values()),
         "outcomes": {name: counts[name] for name in OUTCOMES if counts[name]},
         "tokens": tokens,
         "tokens_per_answer": tokens / counts.total() if counts else None,
@@ -141,6 +141,12 @@ def figures(
     if row["samples"] > 1 and scored:
         row |= _repeated(list(scored.values()))
     return row
+
+
+def _bounds(problems: Iterable[Sequence[Answer]]) -> list[float] | None:
+    """The share if every undecided answer is wrong, and if every one is right; problems weigh the same, as there."""
+    ends = [pair for answers in problems if (pair := stats.bounds(Counter(a.outcome for a in answers)))]
+    return [statistics.fmean(end) for end in zip(*ends, strict=True)] or None
 
 
 def _latency(seconds: Sequence[float]) -> list[float] | None:
@@ -166,8 +172,9 @@ def _cost_range(problems: Mapping[Key, Sequence[Answer]], usd: float) -> list[fl
 
 
 def _repeated(problems: Sequence[Sequence[Answer]]) -> Row:
-    """pass@k and maj@k, k the smallest number of answers that every problem has."""
-    k = min(len(answers) for answers in problems)
+    """pass@k and maj@k of all k answers; problems of which the machinery lost an answer are no part of either."""
+    k = max(len(answers) for answers in problems)
+    problems = [answers for answers in problems if len(answers) == k]
     right = [[a.outcome == "solved" for a in answers] for answers in problems]
     votes = [[a.vote for a in answers] for answers in problems]
     n = len(problems)

@@ -37,7 +37,7 @@ def verdict(summary: Row) -> Verdict:
     pairs = _pairs(summary, rows)
     chief = _leading(pairs, scored, names) if pairs else _alone(scored, rows)
     rest = [_sentence(row, names) for row in pairs if len(pairs) > 1 or len(scored) > 2]
-    caveats = [line for row in rows for line in _caveats(row, names, len(rows) > 1)]
+    caveats = [line for row in rows if (line := _caveat(row, names))]
     fewest = min((row["n"] for row in scored), default=FEW)
     if fewest < FEW:
         caveats.append(f"{_problems(fewest)} are few: read the counts, not the shares.")
@@ -123,25 +123,24 @@ def _sentence(row: Row, names: _Names, tasks: str = "") -> str:
     return line + (f" About {more:,} more would decide one of the size at hand." if more > 0 else "")
 
 
-def _caveats(row: Row, names: _Names, several: bool) -> list[str]:
-    who = f"Of {names.of(row)}'s answers" if several else "Of the answers"
+def _caveat(row: Row, names: _Names) -> str:
+    """What hangs on answers without a verdict, and on those that the machinery lost; "" where that is little."""
     counts, scored = row["outcomes"], row["answers"]
-    found = []
+    parts = []
     undecided = counts.get("truncated", 0) + counts.get("unparsed", 0)
     if scored and undecided > NOTABLE * scored:
-        low, high = row["bounds"]
-        found.append(
-            f"{who}, {words.percent(undecided / scored)} were cut off or could not be read and count as not solved: "
-            f"{words.percent(low)} if all of those were lost, {words.percent(high)} if all were won."
+        parts.append(
+            f"{words.percent(undecided / scored)} were cut off or unreadable and count as not solved "
+            f"({words.interval(row['bounds'])}{words.THIN}% all undecided ones lost .. all won)"
         )
     failed = counts.get(stats.NOT_SCORED, 0)
     if failed > NOTABLE * (scored + failed):
-        low, high = row["solved"] / (scored + failed), (row["solved"] + failed) / (scored + failed)
-        found.append(
-            f"{who}, {failed} of {scored + failed} never came, because the machinery failed, and are left out: "
-            f"{words.percent(low)} if all of those were lost, {words.percent(high)} if all were won."
+        ends = row["solved"] / (scored + failed), (row["solved"] + failed) / (scored + failed)
+        parts.append(
+            f"{failed} of {scored + failed} failed for technical reasons and are left out "
+            f"({words.interval(ends)}{words.THIN}% all lost .. all won)"
         )
-    return found
+    return f"Of the answers of {names.of(row)}, {', and '.join(parts)}." if parts else ""
 
 
 def _unfinished(summary: Row) -> tuple[str, ...]:
@@ -201,4 +200,4 @@ def dominated(rows: Sequence[Row]) -> dict[Target, list[Target]]:
     return {_target(row): [_target(other) for other in known if beats(other, row)] for row in known}
 
 
-__all__ = ["NOTABLE", "Verdict", "dominated", "subjects", "verdict"]
+__all__ = ["NOTABLE", "Row", "Target", "Verdict", "dominated", "subjects", "verdict"]
