@@ -27,6 +27,7 @@ from mull.stages.kept import Kept
 from mull.stages.stage import Context, StageConfig
 from mull.tasks import find
 from mull.tasks.base import Judged, later_turns
+from mull.tasks.perturb import FRESH
 from mull.types import Completion, Rollout, Sampling, UserError, write_rollouts
 
 
@@ -142,7 +143,7 @@ class _Sitter:
     def sit(self) -> dict[str, Any]:
         cfg, exam = self.cfg, self.sitting.exam
         self.samples = exam.samples or cfg.samples
-        seed = seed_of("exam", exam.task, exam.label)
+        seed = seed_of("exam", exam.task.removesuffix(FRESH), exam.label)  # a set and its variants: the same problems
         self.problems = find(exam.task).problems(cfg.split, exam.n or cfg.n, seed, **exam.size)
         self.expected = self.samples * sum(1 + len(later_turns(problem)) for problem in self.problems)
         sampling = Sampling(max_tokens=cfg.max_tokens, temperature=cfg.temperature, seed=self.ctx.seed)

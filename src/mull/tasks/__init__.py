@@ -14,15 +14,18 @@ from mull.tasks.code import HumanEval, Mbpp
 from mull.tasks.files import FileTask
 from mull.tasks.ifeval import IFEval
 from mull.tasks.mathematics import mathematics
+from mull.tasks.perturb import Fresh
 from mull.tasks.puzzle import puzzles
 from mull.tasks.tables import SUFFIXES
 from mull.tasks.turns import MTBench
 from mull.types import UserError
 
 TAUGHT: dict[str, Worked] = {task.name: task for task in (ChainSum(), Products(), Gcd())}
+PUBLISHED: dict[str, Task] = dict(mathematics())
+PUBLISHED |= {task.name: task for task in (Fresh(PUBLISHED[name]) for name in ("gsm8k", "svamp"))}
 CHECKED: tuple[Task, ...] = (HumanEval(), Mbpp(), IFEval(), Changed(), Ambiguity(), MTBench())
 TASKS: dict[str, Task] = {
-    **TAUGHT, **mathematics(), **{task.name: task for task in CHECKED}, **puzzles(),
+    **TAUGHT, **PUBLISHED, **{task.name: task for task in CHECKED}, **puzzles(),
 }  # fmt: skip
 
 

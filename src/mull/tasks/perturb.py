@@ -24,7 +24,7 @@ from random import Random
 from typing import Any
 
 from mull.tasks.arithmetic import Arithmetic
-from mull.tasks.base import Split, Task, Verdict, first_of, verdict
+from mull.tasks.base import Split, Task, Verdict, verdict
 from mull.tasks.data import names_of, rows
 from mull.tasks.names import renamed
 from mull.tasks.puzzle import Puzzle
@@ -323,17 +323,23 @@ def _plain(value: Fraction) -> str:
     return str(value.numerator) if value.denominator == 1 else f"{float(value):.2f}"
 
 
+FRESH = "-fresh"  # behind a set's name
+
+
 class Fresh:
-    """A set's variants as a Task, graded as the set is: the gap to the set itself is what a model knew by heart."""
+    """A set's variants as a Task, graded as the set is: the gap to the set itself is what a model knew by heart.
+
+    By one seed both deal the same problems first, so that also of a few most are asked in both ways.
+    """
 
     def __init__(self, of: Task) -> None:
-        self.name = f"{of.name}-fresh"
+        self.name = of.name + FRESH
         self.about = f"{of.name} with other numbers and names, so that nothing learnt by heart helps"
         self._of = of
 
     def problems(self, split: Split, n: int, seed: int = 0, **size: Any) -> list[Problem]:
-        made = variants(self._of, self._of.problems(split, ALL, **size), seed)
-        return first_of([replace(problem, task=self.name) for problem in made], n, seed)
+        made = variants(self._of, self._of.problems(split, ALL, seed, **size), seed)
+        return [replace(problem, task=self.name) for problem in made[:n]]
 
     def grade(self, problem: Problem, completion: Completion) -> tuple[float, Outcome]:
         return self._of.grade(problem, completion)
@@ -345,4 +351,4 @@ class Fresh:
         return f"\\boxed{{{problem.answer}}}"
 
 
-__all__ = ["Fresh", "Mention", "Traced", "again", "drawn", "trace", "traces", "variants"]
+__all__ = ["FRESH", "Fresh", "Mention", "Traced", "again", "drawn", "trace", "traces", "variants"]
