@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -323,6 +326,21 @@ def test_draws_are_repeatable_and_grow_at_the_end():
     assert TASK.problems("test", 0) == []
     train = {p.messages for p in TASK.problems("train", 2000, 1)}
     assert not train & {p.messages for p in many}
+
+
+def test_problems_are_the_same_in_every_process():
+    """Of both generated families: nothing in them may depend on the order of a set, which Python salts anew."""
+    code = (
+        "from hashlib import sha256; from mull.tasks.ambiguity import Ambiguity; from mull.tasks.changed import Changed;"
+        "print(sha256(repr([t.problems('train', 50, 3) for t in (Ambiguity(), Changed())]).encode()).hexdigest())"
+    )
+    seen = {
+        subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": salt}, capture_output=True, check=True
+        ).stdout
+        for salt in ("1", "2")
+    }
+    assert len(seen) == 1
 
 
 def test_a_rollout_from_disk_is_graded_as_before():

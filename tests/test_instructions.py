@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -290,6 +291,13 @@ def test_languages_are_told_alike_each_time():
     mixed = "Hola hello bonjour hallo ciao ola"
     assert len({language_of(mixed) for _ in range(20)}) == 1
     assert language_of("1234 ...") is None
+
+
+def test_threads_tell_languages_as_one_does():
+    texts = ["Das ist ein Haus am See", "C'est une maison", "This is a house by the lake", "ola ciao hello"] * 10
+    alone = [language_of(text) for text in texts]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(language_of, texts)) == alone
 
 
 def test_an_unknown_kind_gets_the_nearest():
