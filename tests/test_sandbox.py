@@ -29,7 +29,7 @@ TESTS = ["assert f(3) == 6", "assert f('a') == 'aa'"]
 SHORT = Limits(cpu_seconds=1, wall_seconds=20)
 
 try:
-    SHUT_IN = kind() != "limits"
+    SHUT_IN = kind() not in ("landlock", "limits")
 except SandboxError:
     SHUT_IN = False
 namespaces = pytest.mark.skipif(not SHUT_IN, reason="this system gives us no namespaces")
@@ -41,7 +41,13 @@ def tried(program, tests=TESTS, limits=SHORT):
 
 def ways():
     """The confinements that can be had here at all, the better ones first."""
-    for way in ("root", "user", *(["bubblewrap"] if os.getuid() and shutil.which("bwrap") else []), "limits"):
+    for way in (
+        "root",
+        "user",
+        *(["bubblewrap"] if os.getuid() and shutil.which("bwrap") else []),
+        "landlock",
+        "limits",
+    ):
         try:
             if _run(way, ([DOUBLE], [], TESTS, ["f"]), SHORT).status == "passed":
                 yield way
@@ -493,6 +499,19 @@ def test_nothing_of_the_users_can_be_seen_or_written(tmp_path):
             assert tried(f"open({str(path)!r}, {mode!r}).write('x')\n" + DOUBLE).status == "failed"
     assert tried(f"print(open({str(tmp_path / 'diary')!r}).read())\n" + DOUBLE).status == "failed"
     assert [path.name for path in tmp_path.iterdir()] == ["diary"]
+    assert (tmp_path / "diary").read_text() == "private"
+
+
+def test_landlock_hides_files_and_connections(tmp_path):
+    if "landlock" not in [param.values[0] for param in WAYS]:
+        pytest.skip("this kernel has no Landlock")
+    (tmp_path / "diary").write_text("private")
+    for line in (
+        "open('/etc/passwd')", "open('/proc/self/environ')", f"open({str(tmp_path / 'diary')!r})", "os.listdir('/')",
+        f"os.unlink({str(tmp_path / 'diary')!r})", "os.mkdir('/tmp/mull-was-here')", "os.fork()",
+    ):  # fmt: skip
+        ran = _run("landlock", ([f"import os\n{line}\n{DOUBLE}"], [], TESTS, ["f"]), SHORT)
+        assert (ran.status, "Error: [Errno" in ran.why) == ("failed", True), line
     assert (tmp_path / "diary").read_text() == "private"
 
 

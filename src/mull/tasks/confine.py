@@ -1,8 +1,8 @@
 """How a process shuts itself in, before it runs code that nobody has read. Standard library only; see sandbox.py.
 
 On Linux: a file system that holds the interpreter's library (read-only) and one empty writable folder in memory,
-process, network and IPC namespaces of its own, a user that owns nothing, no capabilities and no way to new ones.
-Resource limits everywhere.
+process, network and IPC namespaces of its own, a user that owns nothing, no capabilities and no way to new ones; or,
+where there are no namespaces to be had, Landlock. Resource limits everywhere.
 """
 
 from __future__ import annotations
@@ -25,14 +25,17 @@ DETACH = 2
 PDEATHSIG, DUMPABLE, NO_NEW_PRIVS = 1, 4, 38
 CAPABILITY_VERSION_3 = 0x20080522
 KILL, CPU_SPENT = 9, 24
+# linux/landlock.h; the numbers of these calls are the same on every processor
+CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
+READ_FILE, READ_DIR = 1 << 2, 1 << 3
 
 
 def confine(kind: str, limits: dict[str, int]) -> None:
     """Returns in the confined process only; those around it wait for it and end as it ended.
 
     kind is "root" or "user" for namespaces made with a superuser's right or a user's own, "bubblewrap" where that
-    tool stands around us already, "limits" where there is neither. Where that cannot be done, the process ends, and
-    says why on standard error.
+    tool stands around us already, "landlock" or "limits" where there is neither. Where it cannot be done, the process
+    ends, and says why on standard error.
     """
     try:
         _confine(kind, limits)
@@ -64,12 +67,14 @@ def _confine(kind: str, limits: dict[str, int]) -> None:
         os.chdir(WORK)
         if kind == "user":
             call("capset", (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0), (ctypes.c_uint32 * 6)())
-    if os.getuid() == 0 and kind in ("root", "limits"):
+    if os.getuid() == 0 and kind in ("root", "landlock", "limits"):
         _become(uid)
     if linux:
         call("prctl", NO_NEW_PRIVS, 1, 0, 0, 0)
         call("prctl", DUMPABLE, 0, 0, 0, 0)
         call("prctl", PDEATHSIG, KILL, 0, 0, 0)  # again: a change of user takes it away
+    if kind == "landlock":
+        _landlock(lambda *args: libc.syscall(*(ctypes.c_long(a) if isinstance(a, int) else a for a in args)))
     if kind in ("root", "user"):
         _fork()
     _limit(limits)
@@ -168,7 +173,40 @@ def packages_in(folder: str) -> list[str]:
     if folder.rpartition("/")[2].startswith("python"):
         pythons.append(".")
     paths = (os.path.join(folder, name, kind) for name in pythons for kind in ("site-packages", "dist-packages"))
-    return [path for path in paths if os.path.isdir(path) and not os.path.islink(path)]
+    return [os.path.normpath(path) for path in paths if os.path.isdir(path) and not os.path.islink(path)]
+
+
+def _landlock(syscall: Callable[..., int]) -> None:
+    """No files but those that `shown` names, and these to read. Where the kernel knows of them (landlock(7)), no TCP
+    and no signals to others either; of processes it hides all in any case."""
+    version = syscall(CREATE_RULESET, None, 0, 1)
+    if version < 1:
+        raise OSError("no Landlock")
+    files = (1 << (13 if version < 2 else 14 if version < 3 else 15 if version < 5 else 16)) - 1
+    handled = [files, *([3] if version >= 4 else []), *([3] if version >= 6 else [])]
+    attributes = b"".join(number.to_bytes(8, sys.byteorder) for number in handled)
+    ruleset = syscall(CREATE_RULESET, attributes, len(attributes), 0)
+    for path in filter(os.path.isdir, shown()):
+        hidden = packages_in(path)
+        for access, part in ((READ_DIR, path), *((READ_FILE, part) for part in _without(path, hidden))):
+            fd = os.open(part, os.O_PATH)
+            rule = access.to_bytes(8, sys.byteorder) + fd.to_bytes(4, sys.byteorder)
+            if syscall(ADD_RULE, ruleset, 1, rule, 0):
+                raise OSError(f"Landlock takes no rule for {part}")
+            os.close(fd)
+    if syscall(RESTRICT_SELF, ruleset, 0):
+        raise OSError("Landlock is refused")
+    os.close(ruleset)
+
+
+def _without(path: str, hidden: list[str]) -> list[str]:
+    """The parts of a folder that together hold all but what is hidden."""
+    inside = [other for other in hidden if other.startswith(path + "/")]
+    if path in hidden or not os.access(path, os.R_OK):
+        return []
+    if not inside:
+        return [path]
+    return [part for name in os.listdir(path) for part in _without(os.path.join(path, name), inside + hidden)]
 
 
 def _fork() -> None:

@@ -5,7 +5,7 @@ alone has the tests, and calls the program's functions over a socket. What count
 machine changes no verdict. Wall time is a backstop for programs that sleep.
 
 How they are confined depends on the system, and `protection` says it in a sentence: namespaces made as root, a user's
-own namespaces, bubblewrap where the system refuses those to anyone else, or resource limits alone.
+own namespaces, bubblewrap where the system refuses those to anyone else, Landlock, or resource limits alone.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Literal
 from mull.tasks import confine, jail
 
 Status = Literal["passed", "failed", "unreadable", "timeout"]
-Kind = Literal["root", "user", "bubblewrap", "limits"]
+Kind = Literal["root", "user", "bubblewrap", "landlock", "limits"]
 TRIAL = ["import heapq, decimal\ndef f(x): return heapq.heappop(x)"]  # what needs the library, shared objects too
 GRACE = 20.0  # seconds for those around a process that has ended to end too
 START = (
@@ -41,7 +41,9 @@ PROTECTION: dict[Kind, str] = {
     "root": f"Code runs in namespaces of its own, as a user that owns nothing: {SHUT}; {KERNEL}.",
     "user": f"Code runs in user namespaces of its own: {SHUT}; {KERNEL}.",
     "bubblewrap": f"Code runs under bubblewrap: {SHUT}; {KERNEL}.",
-    "limits": "Code runs under resource limits alone, as this system gives us no namespaces: it can start no process "
+    "landlock": "Code runs under Landlock, as this system gives us no namespaces: no files but Python's library, no "
+    "processes, limits on time, memory and output; it does not protect from use of the network.",
+    "limits": "Code runs under resource limits alone, as this system gives us no better: it can start no process "
     "and write into no file, but read and delete what you can, and reach the network and your other processes.",
 }
 
@@ -63,7 +65,7 @@ class Limits:
 
     def resources(self, kind: Kind) -> dict[str, int]:
         """As setrlimit(2) has them. Where no namespace ends what a program starts, it may start nothing."""
-        alone = kind == "limits"
+        alone = kind in ("landlock", "limits")
         return {
             "RLIMIT_CPU": self.cpu_seconds,
             "RLIMIT_AS": self.memory,
@@ -126,6 +128,7 @@ def _ways() -> Iterator[Kind]:
         yield "user"
         if shutil.which("bwrap") and not root:  # within it root stays root, whose processes no limit counts
             yield "bubblewrap"
+        yield "landlock"
     yield "limits"
 
 
