@@ -331,7 +331,8 @@ def test_draws_are_repeatable_and_grow_at_the_end():
 def test_problems_are_the_same_in_every_process():
     """Of both generated families: nothing in them may depend on the order of a set, which Python salts anew."""
     code = (
-        "from hashlib import sha256; from mull.tasks.ambiguity import Ambiguity; from mull.tasks.changed import Changed;"
+        "from hashlib import sha256\nfrom mull.tasks.ambiguity import Ambiguity\n"
+        "from mull.tasks.changed import Changed\n"
         "print(sha256(repr([t.problems('train', 50, 3) for t in (Ambiguity(), Changed())]).encode()).hexdigest())"
     )
     seen = {
