@@ -161,6 +161,16 @@ def test_a_fresh_set_is_a_task(shared):
 
 
 @published
+def test_by_one_seed_a_set_and_its_variants_deal_the_same_problems(shared):
+    """Else, of a hundred out of a thousand, hardly ten would be asked in both ways: no pairs to compare."""
+    of = mathematics()["svamp"]
+    first = {problem.id for problem in of.problems("test", 100, seed=7)}
+    made = {problem.meta["of"] for problem in Fresh(of).problems("test", 100, seed=7)}
+    everywhere = {problem.meta["of"] for problem in Fresh(of).problems("test", 1000, seed=7)}
+    assert first & everywhere <= made
+
+
+@published
 def test_gsm8k_has_variants_of_either_split(shared):
     of = mathematics()["gsm8k"]
     for split in ("test", "train"):

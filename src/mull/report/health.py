@@ -17,11 +17,11 @@ from mull.report import stats, words
 from mull.report.overlap import Training, overlaps, training
 from mull.report.summary import HELD_OUT, Exam, read_exams, read_facts
 from mull.tasks import data
+from mull.tasks.perturb import FRESH
 from mull.types import Problem, UserError, read_rollouts
 
 SATURATED = 0.97
 FEW_POINTS = 0.1  # half an interval: from there on a set is called small
-FRESH = "-fresh"
 ROOM = 10  # problems that must be left to tell models apart
 NAMED = 10
 
