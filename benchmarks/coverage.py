@@ -71,6 +71,7 @@ class Tally:
         return {
             "mean": round(self.share(), 4),
             "by true rate": self.by(band),
+            "by spread": self.by(lambda drawn: f"{int(drawn.spreads[0] * 10) / 10:.1f}"),
             "by answers per problem": self.by(lambda drawn: f"{drawn.samples:02}"),
             "by problems": self.by(lambda drawn: "030 to 049" if drawn.problems < 50 else "050 to 149"
                                    if drawn.problems < 150 else "150 to 500"),
