@@ -48,6 +48,7 @@ TOPICS = {
 }  # fmt: skip
 KEYWORDS = ("river", "lantern", "winter", "bread", "garden", "ladder", "silver", "harbour")
 LETTERS = "zxqj"
+NEVER = {"frequency": 1, "relation": "less than"}
 ENDINGS = ("That is all for now.", "Come and see.", "So it goes on.", "We will meet again.", "Let me know.")
 # of these the solution is made: without a comma, a keyword or one of the letters
 FILLER = (
@@ -103,7 +104,6 @@ def wishes(rng: Random) -> dict[str, list[Wish]]:
     word, letter = rng.choice(KEYWORDS), rng.choice(LETTERS)
     few, many = rng.choice((40, 45, 50)), rng.choice((60, 70, 80, 100))
     times, commas, gaps = rng.randint(2, 3), rng.randint(3, 5), rng.randint(1, 3)
-    never = {"frequency": 1, "relation": "less than"}
     return {
         "the length": [
             Wish("length_constraints:number_words", {"num_words": few, "relation": "less than"},
@@ -129,7 +129,7 @@ def wishes(rng: Random) -> dict[str, list[Wish]]:
         f'the word "{word}"': [
             Wish("keywords:frequency", {"keyword": word, "frequency": times, "relation": "at least"},
                  f'use the word "{word}" at least {times} times'),
-            Wish("keywords:frequency", {"keyword": word, **never}, f'do not use the word "{word}"'),
+            Wish("keywords:frequency", {"keyword": word, **NEVER}, f'do not use the word "{word}"'),
         ],
         f'the letter "{letter}"': [
             Wish("keywords:letter_frequency", {"letter": letter, "let_frequency": 3, "let_relation": "at least"},
@@ -143,16 +143,16 @@ def wishes(rng: Random) -> dict[str, list[Wish]]:
         ],
         "a title": [
             Wish("detectable_format:title", {}, "give it a title in double angle brackets, such as <<title>>"),
-            Wish("keywords:frequency", {"keyword": "<<", **never}, "give it no title in double angle brackets"),
+            Wish("keywords:frequency", {"keyword": "<<", **NEVER}, "give it no title in double angle brackets"),
         ],
         "quotation marks": [
             Wish("startend:quotation", {}, "put the whole answer between double quotation marks"),
-            Wish("keywords:frequency", {"keyword": '"', **never}, "use no double quotation marks"),
+            Wish("keywords:frequency", {"keyword": '"', **NEVER}, "use no double quotation marks"),
         ],
         "placeholders": [
             Wish("detectable_content:number_placeholders", {"num_placeholders": gaps},
                  f"have at least {gaps} placeholders in square brackets, such as [name]"),
-            Wish("keywords:frequency", {"keyword": "[", **never}, "use no square brackets"),
+            Wish("keywords:frequency", {"keyword": "[", **NEVER}, "use no square brackets"),
         ],
         "capital letters": [
             Wish("case:lower", {}, "write everything in small letters, without a capital"),
