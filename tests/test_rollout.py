@@ -361,8 +361,10 @@ def test_messages_go_to_who_has_no_tokens(problems: list[Problem]) -> None:
 
 def test_a_model_judges_where_a_task_needs_one(talkative: list[Problem], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(TASKS, "talkative", Tasted())
-    judge = Speaker(Counting(), chat())
+    judgements: list[Completion] = []
+    judge = Speaker(Counting(), chat(), hear=judgements.append)
     got = rollouts(talkative[:1], Counting(), chat(), sampling=Sampling(), judge=judge)
+    assert [one.text for one in judgements] == ["1", "2"]
     assert (got[0].reward, got[0].outcome, got[0].words) == (0.5, "solved", {"judge": "1|2"})
     alone = rollouts(talkative[:1], Counting(), chat(), sampling=Sampling())
     assert alone[0].outcome == "infrastructure"

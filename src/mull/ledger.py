@@ -14,6 +14,7 @@ import json
 import math
 import resource
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -151,14 +152,16 @@ class Entry:
     tokens: int = 0
     flops: float = 0.0
     charged: float = 0.0
+    lock: threading.Lock = field(default_factory=threading.Lock)  # judges are heard in other threads
     ledger: Ledger | None = None
     saved: float = field(default_factory=lambda: time.perf_counter())
 
     def add(self, tokens: int = 0, flops: float = 0.0, usd: float = 0.0) -> None:
         """`usd` is what others charge, besides this machine's time: it is on the record at once."""
-        self.tokens += tokens
-        self.flops += flops
-        self.charged += usd
+        with self.lock:
+            self.tokens += tokens
+            self.flops += flops
+            self.charged += usd
         if self.ledger is not None and (usd or time.perf_counter() - self.saved > SAVE_EVERY):
             self.saved = time.perf_counter()
             self.ledger.record(self)

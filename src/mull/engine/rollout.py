@@ -32,6 +32,7 @@ class Speaker:
     chat: Chat | None = None
     longest: int = 0  # tokens of prompt and answer together; 0: whoever answers will say
     turn: AbstractContextManager[Any] = field(default_factory=Lock)  # of one process: one at a time
+    hear: Callable[[Completion], None] | None = None  # told what it said as a judge: that costs too
 
     def prompt(self, messages: Sequence[Message], thinking: bool) -> tuple[int, ...]:
         return tuple(self.chat.encode(messages, thinking=thinking)) if self.chat else ()
@@ -178,6 +179,8 @@ def _by_model(task: Judged, problem: Problem, completion: Completion, judge: Spe
     requests = [Request(judge.prompt(ask, False), sampling, (i,), ask) for i, ask in enumerate(asks)]
     with judge.turn:
         said = judge.engine.generate(requests)
+        for one in said if judge.hear else ():
+            judge.hear(one)
     return task.judged(problem, completion, [one.text if one.finish == "stop" else "" for one in said])
 
 

@@ -127,7 +127,9 @@ class _Sitter:
         self, cfg: EvaluateConfig, ctx: Context, sitting: Sitting, speaker: Speaker, judge: Speaker | None,
         entry: Entry, note: Callable[[str, int], None],
     ):  # fmt: skip
-        self.cfg, self.ctx, self.sitting, self.speaker, self.judge = cfg, ctx, sitting, speaker, judge
+        self.cfg, self.ctx, self.sitting, self.speaker = cfg, ctx, sitting, speaker
+        self.judge = replace(judge, hear=self._heard) if judge else None
+        self.judging = 0.0  # dollars that the judge charged
         self.entry, self.note = entry, note
         self.log = ctx.log(cfg.name, sitting.name) if speaker.chat else None
         self.kept = None if self.log else Kept(ctx.run.tokens_dir(cfg.name) / f"{sitting.name}.jsonl")
@@ -171,6 +173,10 @@ class _Sitter:
                 raise self._overspent()
             self.speaker.engine.stop()  # what is under way there is paid for, and comes
 
+    def _heard(self, judgement: Completion) -> None:
+        self.judging += judgement.usd or 0.0
+        self.entry.add(judgement.count, usd=judgement.usd or 0.0)
+
     def _overspent(self) -> OverspentError:
         return OverspentError(f"{self.came} of {self.expected} answers of {self.sitting.name}")
 
@@ -196,6 +202,8 @@ class _Sitter:
         }  # fmt: skip
         if not self.speaker.chat:
             facts |= {"charged_usd": charged, "remote": True}
+        if self.judging:
+            facts["judge_usd"] = self.judging
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path.with_suffix(".json"), json.dumps(facts))
         write_rollouts(path, answers)  # last: its presence says that the set is whole
