@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from mull.endpoints import Reported, reported
+from mull.locate import run_config
 from mull.report import figures, words
 from mull.report.figures import Colours
+from mull.report.health import asked, health
 from mull.report.items import browse
+from mull.report.overlap import training
 from mull.report.summary import ALL_TASKS, HELD_OUT, Exam
 from mull.report.verdict import Row, Target, dominated, subjects, verdict
 
@@ -24,13 +27,14 @@ def context(summary: Row, exams: Sequence[Exam], folder: Path) -> dict[str, Any]
     rows, found = subjects(summary), verdict(summary)
     beaten = dominated(rows)
     exams = sorted(exams, key=lambda exam: names.index(exam.row["model"]))  # so that each has its place everywhere
+    browser = browse(folder, exams)
     return {
         "name": summary["name"],
         "about": summary["about"],
         "verdict": found,
         "modes": len({row["thinking"] for row in summary["overall"]}) > 1,
-        "facts": _facts(summary),
-        "health": [row["line"] for row in summary.get("health", [])],
+        "facts": _facts(summary, browser.total),
+        "health": summary["health"],
         "groups": _groups(summary, names),
         "repeated": any("maj_k" in row for row in summary["evals"]),
         "outcome_names": list(dict.fromkeys(o for row in summary["overall"] for o in row["outcomes"])),
@@ -38,7 +42,7 @@ def context(summary: Row, exams: Sequence[Exam], folder: Path) -> dict[str, Any]
         "frontier": figures.frontier(rows, colours, "usd_per_answer"),
         "offers": [_offer(row, summary, beaten) for row in sorted(rows, key=_dearest)],
         "reported": _reported(summary),
-        "browser": browse(folder, exams),
+        "browser": browser,
         "stages": summary["stages"],
         "total": summary["total"],
         "charged": any(row["charged_usd"] is not None for row in summary["overall"]),
@@ -50,9 +54,14 @@ def context(summary: Row, exams: Sequence[Exam], folder: Path) -> dict[str, Any]
     }
 
 
-def _facts(summary: Row) -> list[tuple[str, str]]:
+def sheet(folder: Path, exams: Sequence[Exam]) -> list[dict[str, Any]]:
+    """The health of what was asked: see mull.report.health. What models learnt from is looked through where it is."""
+    known = [Path(path) for path in run_config(folder).get("trained_on") or [] if Path(path).exists()]
+    return health(exams, asked(folder), training(known) if known else None)
+
+
+def _facts(summary: Row, problems: int) -> list[tuple[str, str]]:
     rows, total = summary["overall"], summary["total"]
-    problems = max((row["n"] for row in rows), default=0)
     answers = sum(sum(row["outcomes"].values()) for row in rows)
     found = [
         (f"{problems:,}", "items"),
@@ -125,4 +134,4 @@ def _reported(summary: Row) -> list[Reported]:
     return [score for task in tasks for score in reported(task)]
 
 
-__all__ = ["context"]
+__all__ = ["context", "sheet"]

@@ -34,6 +34,7 @@ def write_report(path: Path) -> Path:
     exams = read_exams(path)
     summary = summarise(path, exams)
     if judged(path):
+        summary["health"] = evaluation.sheet(path, exams)
         page = _page("evaluation.html.jinja", evaluation.context(summary, exams, path))
     else:
         page = render(summary, Run(path, Rates(), quiet=True).metrics(), exams)

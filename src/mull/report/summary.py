@@ -138,7 +138,7 @@ def figures(
         "usd": usd,
         "charged_usd": math.fsum(charged) if charged else None,
     }
-    if row["samples"] > 1 and scored:
+    if row["samples"] > 1 and scored and all(len(answers) == row["samples"] for answers in problems.values()):
         row |= _repeated(list(scored.values()))
     return row
 

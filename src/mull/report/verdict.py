@@ -53,7 +53,8 @@ def subjects(summary: Row) -> list[Row]:
     for row in rows:
         if row["label"] == label:
             found[row["model"], row["thinking"]] = row
-    return list(found.values())
+    order = [target["name"] for target in summary["targets"]]
+    return sorted(found.values(), key=lambda row: order.index(row["model"]) if row["model"] in order else len(order))
 
 
 class _Names:
@@ -107,7 +108,7 @@ def _sentence(row: Row, names: _Names, tasks: str = "") -> str:
     a, b = (f"{words.percent(row[side]['accuracy'])}" for side in "ab")
     low, high = (words.points(end) for end in row["ci95"])
     by = f"{words.points(row['difference']).lstrip('+')} points"
-    sure = f"95{words.THIN}% interval {low} to {high}, p {words.equals(row['p'])}"
+    sure = f"95{words.THIN}% interval {low} to {high}, p{words.THIN}{words.equals(row['p'])}"
     over = f"the same {_problems(row['n'])}{tasks}"
     if row["verdict"] != stats.UNTOLD:
         return (

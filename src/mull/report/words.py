@@ -84,8 +84,8 @@ def probability(p: float) -> str:
 
 def equals(p: float) -> str:
     """For behind a p."""
-    written = probability(p)
-    return written if written.startswith("<") else f"= {written}"
+    written = probability(p).replace(" ", THIN)
+    return written if written.startswith("<") else f"={THIN}{written}"
 
 
 def mode(thinking: bool) -> str:
