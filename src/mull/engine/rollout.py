@@ -179,8 +179,9 @@ def _by_model(task: Judged, problem: Problem, completion: Completion, judge: Spe
     requests = [Request(judge.prompt(ask, False), sampling, (i,), ask) for i, ask in enumerate(asks)]
     with judge.turn:
         said = judge.engine.generate(requests)
-        for one in said if judge.hear else ():
-            judge.hear(one)
+        if judge.hear is not None:
+            for one in said:
+                judge.hear(one)
     return task.judged(problem, completion, [one.text if one.finish == "stop" else "" for one in said])
 
 
