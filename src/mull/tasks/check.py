@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any, Literal
@@ -77,7 +78,8 @@ def check(task: Task, split: Any = "test", **size: Any) -> Checked:
     else:
         problems = task.problems(split, MOST, **size)
     golds = [(problem, gold) for problem in problems[:MOST] if (gold := _gold(task, problem))]
-    failed = [bad for problem, gold in golds if (bad := _failed(task, problem, gold))]
+    with ThreadPoolExecutor(max_workers=4) as pool:  # what takes time runs in other processes
+        failed = [bad for bad in pool.map(lambda pair: _failed(task, *pair), golds) if bad]
     near = _near(task, [problem for problem, _ in golds])
     return Checked(
         task.name, len(problems), _columns(found), _graders(problems), found.why if found else "",
@@ -126,7 +128,10 @@ def _near(task: Task, problems: Sequence[Problem]) -> list[Near]:
     with_answer = [problem for problem in problems if problem.answer][:NEAR]
     for at, problem in enumerate(with_answer):
         others = [one.answer for one in with_answer[at + 1 :] + with_answer[:at]]
+        bare = "\n" not in problem.answer and problem.answer == _gold(task, problem)
+        short = bare and problem.meta.get(GRADING, {}).get("grader") != "json"
         for kind, meant, text in near_misses(problem.answer, others):
+            meant = "either" if meant == "right" and not short else meant
             seen = counts.setdefault((kind, meant), [_short(text), 0, 0])
             accepted = verdict(task, problem, _said(text)).outcome == "solved"
             if accepted and not seen[1]:
@@ -209,7 +214,7 @@ def _told(problem: Problem) -> bool:
 
 def lines(checked: Checked) -> list[str]:
     """All of it in plain lines, the gravest last."""
-    said = [f"{checked.task}: {checked.n:,} problems"]
+    said = [f"{checked.task}: {checked.n:,} problems" + ("" if checked.columns or checked.n < MOST else " looked at")]
     if checked.columns:
         said.append("columns: " + ", ".join(f"{name} = {_listed(value)}" for name, value in checked.columns.items()))
     said.append(f"grader: {checked.grader}" + (f", as {checked.why}" if checked.why else ""))

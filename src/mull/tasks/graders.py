@@ -1,8 +1,8 @@
 """What counts as right in a user's own file: one grader for each kind of gold answer.
 
 A grader reads the result out of an answer and compares it with each gold; any one of several golds will do. The result
-is what stands in the last closed \\boxed{...}, or else behind the last "answer is", "answer:" or ####, or else on the
-last line. An answer that names two results ("18 or 19") is wrong even where one of them is the gold.
+is what the answer says it is (results.py: the last \\boxed{...}, "answer is", ####), or else what stands on its last
+line. An answer that names two results ("18 or 19") is wrong even where one of them is the gold.
 
 Nothing here runs or evaluates what a model wrote, and all of it takes time in proportion to the answer's length.
 """
@@ -18,11 +18,11 @@ from fractions import Fraction
 from typing import Any
 
 from mull.tasks.base import Verdict
+from mull.tasks.results import result
 
 END = 20_000  # letters at the end of an answer in which its result is looked for
 LONGEST = 400  # letters of a number; no gold is longer
 POWER = 400  # of ten in a number
-SAID = re.compile(r"(?:(?<!\bno )\banswer\s*(?:is\b(?!\s+not\b)|:|=)|####)[\s:*]*", re.IGNORECASE)
 DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
 NUMBER = re.compile(
     rf"(?<![\w.])[-+]?\s?(?:\d{{1,9}} \d{{1,9}}/\d{{1,9}}|{DIGITS}(?:[eE][-+]?\d{{1,4}})?(?:\s?/\s?{DIGITS})?)\s?%?",
@@ -30,6 +30,7 @@ NUMBER = re.compile(
 )
 UNIT = re.compile(r"\s*[^\W\d_]*(?:[\s/^.]{1,2}[^\W\d_]+){0,3}[²³]?")
 HEDGE = re.compile(r"[,/;+*^×·]|\b(?:or|and|to|not|maybe|perhaps|possibly|either)\b|^\s*[-–—]\s*$", re.IGNORECASE)
+DENIED = re.compile(r"\b(?:not|isn't|never)\b", re.IGNORECASE)
 FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]{0,400})\}\s*\{([^{}]{0,400})\}")
 WRAPPED = re.compile(r"\\(?:text|mathrm|mathbf|textbf)\s*\{([^{}]{0,400})\}")
 FENCED = re.compile(r"```(?:json)?[ \t]*\n(.*?)```", re.DOTALL | re.IGNORECASE)
@@ -72,6 +73,8 @@ def single_number(answer: str) -> str:
         found = [*NUMBER.finditer(line)][:2]
     if not found:
         raise UnreadableError("no number")
+    if said is not None and DENIED.search(line[: found[0].start()]):
+        raise UnreadableError("it says what the answer is not")
     if len(found) == 2 and HEDGE.search(line[found[0].end() : found[1].start()]):
         raise SeveralError(f"several numbers: {line[found[0].start() : found[1].end()].strip()[:80]}")
     return found[-1 if said is None else 0][0].strip()
@@ -105,31 +108,6 @@ def _simple(text: str) -> str:
     """LaTeX's ways to write a number as everybody's, without markup and currency."""
     text = WRAPPED.sub(r" \1", FRACTION.sub(r" \1/\2", text)).replace("\\%", "%").replace("{,}", ",")
     return re.sub(r"\\[,;!()\[\] ]|\*\*|\\?[$`£€¥]|\^\s*\{?\\circ\}?", "", text).replace("−", "-")
-
-
-def result(answer: str) -> str | None:
-    """What an answer says its result is; None where it says so in no known way."""
-    end = answer.rstrip()[-END:]
-    boxed = _boxed(end)
-    if boxed is not None:
-        return boxed
-    found = [*SAID.finditer(end)]
-    if not found:
-        return None
-    line = end[found[-1].end() :].split("\n", 1)[0]
-    return re.split(r"[.!?](?:\s|$)", line, maxsplit=1)[0].strip()
-
-
-def _boxed(text: str) -> str | None:
-    """What the last closed box holds."""
-    begins = {found.end() for found in re.finditer(r"\\(?:boxed|fbox)\s*\{", text)}
-    last, opened = None, list[int]()
-    for at, letter in enumerate(text if begins else ""):
-        if letter == "{":
-            opened.append(at + 1)
-        elif letter == "}" and opened and (begin := opened.pop()) in begins and (last is None or begin > last[0]):
-            last = begin, at
-    return text[last[0] : last[1]] if last else None
 
 
 def same_text(golds: Sequence[str], answer: str) -> tuple[bool, str]:
@@ -247,5 +225,5 @@ def grade(name: str, golds: Sequence[str], answer: str) -> Verdict:
 
 
 __all__ = [
-    "PLAIN", "SeveralError", "UnreadableError", "either", "grade", "normalised", "read_json", "result", "value_of",
+    "PLAIN", "SeveralError", "UnreadableError", "either", "grade", "normalised", "read_json", "value_of",
 ]  # fmt: skip
