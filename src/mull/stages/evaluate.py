@@ -26,7 +26,7 @@ from mull.run import write_atomic
 from mull.stages.kept import Kept
 from mull.stages.stage import Context, StageConfig
 from mull.tasks import find
-from mull.tasks.base import Judged, later_turns
+from mull.tasks.base import Cautious, Judged, later_turns
 from mull.tasks.perturb import FRESH
 from mull.types import Completion, Rollout, Sampling, UserError, write_rollouts
 
@@ -100,6 +100,9 @@ def main(cfg: EvaluateConfig, ctx: Context) -> None:
     run, sat = ctx.run, sittings(cfg)
     for name in (*cfg.models, *filter(None, [cfg.judge])):
         ctx.present(name)  # a missing model is said now, not after an hour
+    tasks = [find(exam.task) for exam in cfg.exams]
+    for line in dict.fromkeys(task.warning() for task in tasks if isinstance(task, Cautious)):
+        run.say(line)
     speakers: dict[str, Speaker] = {}
     judge = ctx.speaker(cfg.judge, cfg.rows) if cfg.judge else None
     with run.ledger.stage(cfg.name, cfg.kind) as entry, run.progress(cfg.name, len(sat), unit="exam") as progress:

@@ -89,6 +89,13 @@ class Judged(Protocol):
         ...
 
 
+@runtime_checkable
+class Cautious(Protocol):
+    """A task that has something to say to who has it graded on this machine."""
+
+    def warning(self) -> str: ...
+
+
 def verdict(task: Task, problem: Problem, completion: Completion) -> Verdict:
     """The task's verdict, with words where it has some."""
     if isinstance(task, Examining):
@@ -186,6 +193,6 @@ def unfinished(completion: Completion) -> Outcome | None:
 
 
 __all__ = [
-    "PATIENCE", "SPLITS", "Examining", "Golden", "Judged", "Split", "Task", "Verdict", "Worked", "deal", "first_of",
+    "PATIENCE", "SPLITS", "Cautious", "Examining", "Golden", "Judged", "Split", "Task", "Verdict", "Worked", "deal", "first_of",
     "later_turns", "split_of", "unfinished", "verdict",
 ]  # fmt: skip

@@ -62,6 +62,10 @@ class _Code:
         verdict = self.judge(problem, completion)
         return verdict.reward, verdict.outcome
 
+    def warning(self) -> str:
+        """How the code of answers is shut in here, and what from that does not protect."""
+        return sandbox.protection()
+
     def gold(self, problem: Problem) -> str:
         return f"```python\n{problem.answer}\n```"
 
