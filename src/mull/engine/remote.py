@@ -253,11 +253,13 @@ class RemoteEngine:
             run.refused += refusal.kind == "this"
             run.lost += refusal.kind != "this"
             wrong = refusal.kind in ("all", "away") or run.refused >= min(MISUNDERSTOOD, len(run.requests))
-            if wrong and not self.answered:
-                raise UserError(why)
-            if (refusal.kind == "all" or run.lost >= max(LOST, self.endpoint.concurrency)) and not run.halt.is_set():
+            wrong &= not self.answered
+            hopeless = refusal.kind == "all" or run.lost >= max(LOST, self.endpoint.concurrency)
+            if (wrong or hopeless) and not run.halt.is_set():
                 run.why = why
                 run.halt.set()
+        if wrong:
+            raise UserError(why)
         return _none(why)
 
     def _again(self, run: _Run, attempt: int, refusal: Refusal) -> bool:
