@@ -193,6 +193,6 @@ def unfinished(completion: Completion) -> Outcome | None:
 
 
 __all__ = [
-    "PATIENCE", "SPLITS", "Cautious", "Examining", "Golden", "Judged", "Split", "Task", "Verdict", "Worked", "deal", "first_of",
-    "later_turns", "split_of", "unfinished", "verdict",
+    "PATIENCE", "SPLITS", "Cautious", "Examining", "Golden", "Judged", "Split", "Task", "Verdict", "Worked", "deal",
+    "first_of", "later_turns", "split_of", "unfinished", "verdict",
 ]  # fmt: skip
