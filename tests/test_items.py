@@ -11,6 +11,7 @@ import pytest
 from browser import browser  # noqa: F401
 from test_html import EVIL, Page, numbers
 
+from mull.console import print_run
 from mull.endpoints import Endpoint
 from mull.ledger import Rates
 from mull.report import items, words
@@ -376,3 +377,14 @@ def test_the_page_is_no_wider_than_what_it_is_looked_at_on(folder, page, browser
         assert tab.evaluate("document.documentElement.scrollWidth") <= width
     finally:
         tab.close()
+
+
+def test_the_terminal_says_how_far_the_problems_can_tell_then_the_verdict_then_the_rest(folder, page, capsys):
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    print_run(folder, report)
+    said = " ".join(numbers(capsys.readouterr().out).split())
+    found = verdict(report)
+    parts = [report["health"][0]["line"], found.headline, *found.caveats, "26 wrong", "of it charged by endpoints"]
+    places = [said.index(" ".join(numbers(part).split())) for part in [*parts, "Report:"]]
+    assert places == sorted(places)
+    assert "7 infrastructure" in said and "44.8 % (35.7–54.3)" in said

@@ -18,10 +18,12 @@ from rich.text import Text
 
 from mull.ledger import money
 from mull.locate import judged
-from mull.report.words import THIN, clock, count, energy, flops, interval, percent
+from mull.report.verdict import verdict
+from mull.report.words import THIN, clock, count, energy, flops, interval, per_thousand, percent
 from mull.tasks import TAUGHT
-from mull.types import Message, Problem
+from mull.types import OUTCOMES, Message, Problem
 
+HEALTH = 8  # lines before a score; the report has all
 PIPED_WIDTH = 120  # columns where nobody's terminal says how many there are
 
 Row = Mapping[str, Any]
@@ -63,6 +65,9 @@ def _table(title: str, columns: Sequence[str], left: int = 1) -> Table:
 def print_run(folder: Path, report: Row) -> None:
     """Accuracy, bill, where the report is, what to type next."""
     out = _out()
+    if judged(folder):
+        _print_judgement(out, folder, report)
+        return
     if report["overall"]:
         order = [model["name"] for model in report["models"]]
         overall, by_task = (_ordered(report[key], order) for key in ("overall", "evals"))
@@ -71,11 +76,54 @@ def print_run(folder: Path, report: Row) -> None:
             out.print(_by_task(by_task), "")
     out.print(_bill(report), "")
     out.print(Text(f"Report: {folder / 'report.html'}"), soft_wrap=True)
-    if report["model"] and not judged(folder):
+    if report["model"]:
         out.print(Text(f"Talk with it: {command('chat', str(folder))}"), soft_wrap=True)
         if report["evals"]:
             question = command("ask", str(folder), _question(report["evals"][0]))
             out.print(Text(f"Ask it:       {question}"), soft_wrap=True)
+
+
+def _print_judgement(out: Console, folder: Path, report: Row) -> None:
+    """Of an evaluation: how far its problems can tell, the verdict and what speaks against it, the table, the bill."""
+    sheet = report["health"]
+    for row in sheet[:HEALTH]:
+        mark, style = ("! ", "yellow") if row["level"] == "warning" else ("  ", "dim")
+        out.print(Text(f"{mark}{row['line']}", style=style))
+    if len(sheet) > HEALTH:
+        out.print(Text(f"  and {len(sheet) - HEALTH} more lines in the report", style="dim"))
+    found = verdict(report)
+    out.print("", Text(found.headline, style="bold"), sep="\n")
+    for line in found.caveats:
+        out.print(Text(f"! {line}", style="yellow"))
+    if report["overall"]:
+        out.print("", _scores(report), sep="\n")
+    total, charged = report["total"], sum(row["charged_usd"] or 0.0 for row in report["overall"])
+    by = f", {money(charged)} of it charged by endpoints" if charged else ""
+    rate = f"{clock(total['seconds'])} of this machine at {money(total['usd_per_hour'])} an hour"
+    out.print("", Text(f"Cost: {money(total['usd'])}{by}; {rate}."), sep="\n")
+    out.print(Text(f"Report: {folder / 'report.html'}"), soft_wrap=True)
+
+
+def _scores(report: Row) -> Table:
+    """A line per set and target: what it solves, how the rest came out, what it costs."""
+    several = len({row["task"] for row in report["evals"]}) > 1
+    rows = [*(report["overall"] if several else []), *report["evals"]]
+    order = [target["name"] for target in report["targets"]]
+    sets = list(dict.fromkeys((row["task"], row["label"]) for row in rows))
+    rows.sort(key=lambda row: (sets.index((row["task"], row["label"])), order.index(row["model"]), not row["thinking"]))
+    modes = len({row["thinking"] for row in rows}) > 1
+    columns = ["set", "target", "solved (95 % interval)", "not solved", "per 1,000", "1,000 solved"]
+    table = _table("How the answers came out, and what they cost", columns, left=2)
+    for place in (1, 3):
+        table.columns[place].no_wrap = False
+    table.columns[3].justify = "left"
+    for i, row in enumerate(rows):
+        last = i + 1 < len(rows) and rows[i + 1]["task"] != row["task"]
+        rest = ", ".join(f"{row['outcomes'][kind]} {kind}" for kind in OUTCOMES[1:] if row["outcomes"].get(kind))
+        prices = [per_thousand(row[f"usd_per_{what}"]) for what in ("answer", "solved")]
+        name = f"{row['model']} {_mode(row['thinking'])}" if modes else row["model"]
+        table.add_row(Text(row["task"]), Text(name), _share(row), rest or "–", *prices, end_section=last)
+    return table
 
 
 def _ordered(rows: Sequence[Row], models: Sequence[str]) -> list[Row]:
