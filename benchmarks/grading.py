@@ -1,9 +1,13 @@
 """Answers graded per second: a set's own solutions, each of which must be solved, by part of the house.
 
-    python benchmarks/grading.py --parts code --data ../shared/data
+    python benchmarks/grading.py --parts code math --data ../shared/data
 
 Code: each answer is run in the sandbox, so this is the time of starting two confined processes more than all else. It
 says which confinement it measured.
+
+Mathematics: the sets' own solutions and, as wrong answers, those of the next problem. The first round reads every text
+anew; a later one finds them read, as the further samples of an evaluation mostly are. One thread: the second verifier
+is one process.
 """
 
 from __future__ import annotations
@@ -37,7 +41,34 @@ def code(items: int, threads: int) -> None:
         print(f"{task.name:12}{len(problems):5} items{len(problems) / seconds:8.1f} items/s with {threads} threads")
 
 
-PARTS: dict[str, Callable[[int, int], None]] = {"code": code}
+def mathematics(items: int, threads: int) -> None:
+    from mull.tasks import exact, results
+    from mull.tasks.mathematics import mathematics
+
+    for name in ("math500", "gsm8k"):
+        task = mathematics()[name]
+        problems = task.problems("test", items)
+        texts = [task.gold(problem) for problem in problems]
+        task.compare("1", "1")  # the process is up
+        for kind, said in (("right", texts), ("wrong", texts[1:] + texts[:1])):
+            speeds = []
+            for _ in range(3):
+                began = time.perf_counter()
+                found = [task.compare(p.answer, text).outcome for p, text in zip(problems, said, strict=True)]
+                speeds.append(len(problems) / (time.perf_counter() - began))
+            if kind == "right" and {*found} != {"solved"}:
+                raise SystemExit(
+                    f"{name}: {len(found) - found.count('solved')} of the set's own answers are not solved."
+                )
+            began = time.perf_counter()
+            for problem, text in zip(problems, said, strict=True):
+                exact.compare(problem.answer, results.result(text, numbers=True) or "")
+            alone = len(problems) / (time.perf_counter() - began)
+            print(f"{name:12}{len(problems):5} {kind} items{speeds[0]:8.1f} items/s with both verifiers, "
+                  f"then {speeds[-1]:.1f}; ours alone {alone:.1f}")  # fmt: skip
+
+
+PARTS: dict[str, Callable[[int, int], None]] = {"code": code, "math": mathematics}
 
 
 def main() -> None:
