@@ -26,7 +26,7 @@ def context(summary: Row, exams: Sequence[Exam], folder: Path) -> dict[str, Any]
     colours = Colours(("", *names))  # the first colour is grey
     rows, found = subjects(summary), verdict(summary)
     beaten = dominated(rows)
-    exams = sorted(exams, key=lambda exam: names.index(exam.row["model"]))  # so that each has its place everywhere
+    exams = sorted(exams, key=lambda exam: (names.index(exam.row["model"]), not exam.row["thinking"]))  # as in tables
     browser = browse(folder, exams)
     return {
         "name": summary["name"],
@@ -57,7 +57,7 @@ def context(summary: Row, exams: Sequence[Exam], folder: Path) -> dict[str, Any]
 def sheet(folder: Path, exams: Sequence[Exam]) -> list[dict[str, Any]]:
     """The health of what was asked: see mull.report.health. What models learnt from is looked through where it is."""
     known = [Path(path) for path in run_config(folder).get("trained_on") or [] if Path(path).exists()]
-    return health(exams, asked(folder), training(known) if known else None)
+    return health(exams, asked(folder), training([folder, *known]))
 
 
 def _facts(summary: Row, problems: int) -> list[tuple[str, str]]:

@@ -275,21 +275,23 @@ def examination(
 ) -> Recipe:  # fmt: skip
     """The recipe of `mull eval`: one stage that judges models from elsewhere. `options` are EvaluateConfig's.
 
-    A model whose chat template knows no thinking is judged at once only.
+    A model whose chat template knows no thinking is judged at once only, an endpoint that cannot but think thinking.
     """
     names = [name_of(one) for one in targets]
     if len(set(names)) < len(names):
         raise UserError(f"Two models are named {max(names, key=names.count)}; judge them one at a time.")
     everyone = dict(zip(names, targets, strict=True)) | ({name_of(judge): judge} if judge else {})
     here = {name: one for name, one in everyone.items() if isinstance(one, Located)}
-    plain = [name for name in names if name in here and not Chat.load(here[name].folder).thinks]
-    thinkers = [name for name in names if name not in plain]
     stage = {"kind": "evaluate", "name": "eval" if "eval" not in everyone else "exam", "models": names} | options
     stage["judge"] = name_of(judge) if judge else ""
-    groups = [(plain, [False]), (thinkers, options.get("thinking", []))]
+    wanted = options.get("thinking", [True, False])
+    groups: dict[tuple[bool, ...], list[str]] = {}
+    for name in names:
+        modes = _modes(everyone[name])
+        groups.setdefault(tuple(mode for mode in wanted if mode in modes) or modes[:1], []).append(name)
     stage["exams"] = [
-        {"task": task, "size": dict(size), "models": models, "thinking": thinking}
-        for task in tasks for models, thinking in groups if models
+        {"task": task, "size": dict(size), "models": models, "thinking": list(modes)}
+        for task in tasks for modes, models in groups.items()
     ]  # fmt: skip
     rates = next((one.rates for one in here.values()), Rates())
     raw = {
@@ -305,6 +307,13 @@ def examination(
     recipe = build(Recipe, raw, "mull eval")
     check(recipe)
     return recipe
+
+
+def _modes(one: Target) -> tuple[bool, ...]:
+    """Whether it can think, and answer at once."""
+    if isinstance(one, Endpoint):
+        return one.modes
+    return (True, False) if Chat.load(one.folder).thinks else (False,)
 
 
 def _training(given: Sequence[Path], here: Iterable[Located]) -> list[str]:
