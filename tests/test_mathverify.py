@@ -53,8 +53,8 @@ def test_it_is_shown_the_last_boxes() -> None:
 @NEEDED
 def test_what_never_ends_is_ended(second: MathVerify) -> None:
     began = time.monotonic()
-    assert second.compare("18", r"\boxed{10000000!}")[0] is None
-    assert time.monotonic() - began < 25
+    assert second.compare("18", r"\boxed{10000000!}") == (None, "took too long")
+    assert time.monotonic() - began < 60
     assert second.compare("18", r"\boxed{18}") == (True, "equal")  # in a new process
 
 

@@ -1,7 +1,7 @@
 """A process that work is sent to which must not be done here: a JSON request a line, and its replies.
 
 Libraries that score answers may *evaluate* them: a model that answers 9**9**9**9 would stop the run that asked, beyond
-the reach of any thread or Python signal handler. In a process of its own each request has a wall-clock limit kept by
+the reach of any thread or Python signal handler. In a process of its own each request has a time limit kept by
 the kernel (an alarm left at its default action, which ends the process), memory is capped, what evaluated text prints
 goes nowhere, and the libraries' imports stay out of ours. Whoever died is started anew by the next request.
 
@@ -120,13 +120,16 @@ def end(process: subprocess.Popen[str]) -> None:
 
 
 @contextmanager
-def limit(seconds: float) -> Iterator[None]:
-    """Ends this process if the block takes longer than so many seconds of wall-clock time."""
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+def limit(seconds: float, timer: int = signal.ITIMER_REAL) -> Iterator[None]:
+    """Ends this process if the block takes longer than so many seconds: of wall-clock time, or by ITIMER_PROF its own.
+
+    The time of its own processor does not depend on what else the machine has to do, but never runs out while waiting.
+    """
+    signal.setitimer(timer, seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(timer, 0)
 
 
 def attend(start: Callable[[], object], answers: Callable[[dict[str, Any]], Iterator[dict[str, Any]]]) -> None:
@@ -134,6 +137,7 @@ def attend(start: Callable[[], object], answers: Callable[[dict[str, Any]], Iter
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # print() in evaluated text cannot write a reply
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent; the end of stdin is for us
     with suppress(ImportError, OSError, ValueError):  # not every system has the limit
         import resource

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import re
+import signal
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 from mull.tasks.apart import Apart, StoppedError, attend, limit
 from mull.tasks.results import boxes
 
-SECONDS = 5.0  # for one answer
+SECONDS = 5.0  # of the processor for one answer, so that a busy machine does not change a score
 END = 8_000  # letters at the end of an answer that it is shown
 CALCULATION = re.compile(r"<<[^<>\n]*>>")  # of GSM8K's solutions, which read as nonsense between dollar signs
 HASHES = re.compile(r"####\s*(?:\\?\$)?([^\n$]+)")
@@ -93,7 +94,7 @@ def replies_to(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     from math_verify import verify
 
     equal, found = False, 0
-    with limit(SECONDS):
+    with limit(SECONDS, signal.ITIMER_PROF):
         try:
             given = read(request["answer"])
             found = len(given)
