@@ -148,7 +148,9 @@ def test_every_figure_is_derived_from_the_directory(folder, page):
     for row in report["overall"]:
         assert f"{100 * row['accuracy']:.1f} %" in text
         assert words.money(1000 * row["usd_per_answer"]) in text
-    assert all(row["line"] in page.text for row in report["health"])
+    said = [row["line"] for row in report["health"]]
+    said += [report["verdict"]["headline"], *report["verdict"]["caveats"], *report["verdict"]["details"]]
+    assert all(numbers(line) in text for line in said)
 
 
 # the verdict
@@ -259,6 +261,7 @@ def test_every_item_is_there_with_all_that_was_said(folder, page):
     assert page.source.count('<details class="item ') == 90
     (item,) = [item for item in found.items if item.id == "changed/3"]
     assert [role for role, _ in item.prompt] == ["system", "user", "user"]  # what models answered is their own
+    assert item.title == "Is it so?"
     for column in item.columns:
         (given,) = column.answers
         model = found.targets[column.target][0]

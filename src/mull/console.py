@@ -19,7 +19,7 @@ from rich.text import Text
 from mull.ledger import money
 from mull.locate import judged
 from mull.report.verdict import verdict
-from mull.report.words import THIN, clock, count, energy, flops, interval, per_thousand, percent
+from mull.report.words import THIN, clock, count, energy, flops, interval, mode, per_thousand, percent
 from mull.tasks import TAUGHT
 from mull.types import OUTCOMES, Message, Problem
 
@@ -121,7 +121,7 @@ def _scores(report: Row) -> Table:
         last = i + 1 < len(rows) and rows[i + 1]["task"] != row["task"]
         rest = ", ".join(f"{row['outcomes'][kind]} {kind}" for kind in OUTCOMES[1:] if row["outcomes"].get(kind))
         prices = [per_thousand(row[f"usd_per_{what}"]) for what in ("answer", "solved")]
-        name = f"{row['model']} {_mode(row['thinking'])}" if modes else row["model"]
+        name = f"{row['model']} {mode(row['thinking'])}" if modes else row["model"]
         table.add_row(Text(row["task"]), Text(name), _share(row), rest or "–", *prices, end_section=last)
     return table
 

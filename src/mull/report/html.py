@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from mull.locate import judged
 from mull.report import evaluation, figures, words
 from mull.report.figures import Colours
 from mull.report.summary import ALL_TASKS, TEACHER, Exam, Row, read_exams, summarise
+from mull.report.verdict import verdict
 from mull.run import Run, write_atomic
 from mull.types import Rollout
 
@@ -34,7 +36,7 @@ def write_report(path: Path) -> Path:
     exams = read_exams(path)
     summary = summarise(path, exams)
     if judged(path):
-        summary["health"] = evaluation.sheet(path, exams)
+        summary |= {"health": evaluation.sheet(path, exams), "verdict": asdict(verdict(summary))}
         page = _page("evaluation.html.jinja", evaluation.context(summary, exams, path))
     else:
         page = render(summary, Run(path, Rates(), quiet=True).metrics(), exams)

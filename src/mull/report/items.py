@@ -210,7 +210,8 @@ def _item(task: int, drawer: _Drawer) -> Item:
     problem, columns = drawer.first.problem, drawer.columns
     prompt = _asked(drawer.first)
     asked = [message.content for message in prompt if message.role == "user"]
-    title = " ".join(words.shown((asked[-1] if asked else problem.id)[: 4 * TITLE]).split())
+    chief = 0 if drawer.first.earlier else -1  # behind examples the last is what is asked; in a conversation, the first
+    title = " ".join(words.shown((asked[chief] if asked else problem.id)[: 4 * TITLE]).split())
     title = title if len(title) <= TITLE else f"{title[: TITLE - 1]}…"
     half = MESSAGES // 2
     few = prompt if len(prompt) <= MESSAGES else [*prompt[:half], *prompt[-half:]]
