@@ -217,6 +217,16 @@ def test_undecided_answers_are_in_the_headline_with_the_bounds_they_leave(tmp_pa
     assert line in source[source.index("<h1") : source.index("</h1>")]
 
 
+def test_a_verdict_that_hangs_on_undecided_answers_says_so(tmp_path):
+    a: list[Outcome] = ["solved"] * 80 + ["wrong"] * 20
+    b: list[Outcome] = ["solved"] * 50 + ["wrong"] * 10 + ["truncated"] * 40
+    found = verdict_of(tmp_path / "hangs", drawn("a", a), drawn("b", b))
+    assert found.headline.startswith("a is better than b")
+    assert found.caveats[-1] == "If all undecided answers of b were won, a would not be ahead of it."
+    b = ["solved"] * 50 + ["wrong"] * 40 + ["truncated"] * 10
+    assert len(verdict_of(tmp_path / "stands", drawn("a", a), drawn("b", b)).caveats) == 1
+
+
 def test_failures_of_the_machinery_are_in_the_headline_and_never_scored(tmp_path):
     outcomes: list[Outcome] = ["solved"] * 48 + ["wrong"] * 48 + ["infrastructure"] * 4
     found = verdict_of(tmp_path, drawn("a", outcomes))

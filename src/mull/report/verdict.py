@@ -38,6 +38,7 @@ def verdict(summary: Row) -> Verdict:
     chief = _leading(pairs, scored, names) if pairs else _alone(scored, rows)
     rest = [_sentence(row, names) for row in pairs if len(pairs) > 1 or len(scored) > 2]
     caveats = [line for row in rows if (line := _caveat(row, names))]
+    caveats += [line for row in pairs if (line := _hanging(row, rows, names))]
     fewest = min((row["n"] for row in scored), default=FEW)
     if fewest < FEW:
         caveats.append(f"{_problems(fewest)} are few: read the counts, not the shares.")
@@ -128,10 +129,9 @@ def _caveat(row: Row, names: _Names) -> str:
     """What hangs on answers without a verdict, and on those that the machinery lost; "" where that is little."""
     counts, scored = row["outcomes"], row["answers"]
     parts = []
-    undecided = counts.get("truncated", 0) + counts.get("unparsed", 0)
-    if scored and undecided > NOTABLE * scored:
+    if undecided := _undecided(row):
         parts.append(
-            f"{words.percent(undecided / scored)} were cut off or unreadable and count as not solved "
+            f"{words.percent(undecided)} were cut off or unreadable and count as not solved "
             f"({words.interval(row['bounds'])}{words.THIN}% all undecided ones lost .. all won)"
         )
     failed = counts.get(stats.NOT_SCORED, 0)
@@ -142,6 +142,24 @@ def _caveat(row: Row, names: _Names) -> str:
             f"({words.interval(ends)}{words.THIN}% all lost .. all won)"
         )
     return f"Of the answers of {names.of(row)}, {', and '.join(parts)}." if parts else ""
+
+
+def _hanging(pair: Row, rows: Sequence[Row], names: _Names) -> str:
+    """Whether who is better hangs on the undecided answers of who is worse; "" where it does not, or is not told."""
+    if pair["verdict"] == stats.UNTOLD:
+        return ""
+    winner, loser = ("a", "b") if pair["verdict"] == "better" else ("b", "a")
+    found = {_target(row): row for row in rows}
+    ahead, behind = (found.get(_target(pair[side])) for side in (winner, loser))
+    if not ahead or not behind or not _undecided(behind) or behind["bounds"][1] < ahead["bounds"][0]:
+        return ""
+    return f"If all undecided answers of {names.of(behind)} were won, {names.of(ahead)} would not be ahead of it."
+
+
+def _undecided(row: Row) -> float:
+    """The share of answers that were cut off or unreadable, where it is worth a word; else 0."""
+    undecided = row["outcomes"].get("truncated", 0) + row["outcomes"].get("unparsed", 0)
+    return undecided / row["answers"] if undecided > NOTABLE * row["answers"] else 0.0
 
 
 def _unfinished(summary: Row) -> tuple[str, ...]:
