@@ -293,7 +293,7 @@ def test_items_on_which_targets_differ_are_marked(tmp_path):
     assert found.items[2].classes == "t0 w0 w0-wrong w1 w1-truncated has-wrong has-truncated"
 
 
-def test_what_a_model_wrote_is_shown_and_never_obeyed(tmp_path):
+def test_what_a_model_wrote_is_shown_and_never_obeyed(tmp_path, capsys):
     answers = []
     for i, evil in enumerate(EVIL):
         problem = Problem("<i>task</i>", f"{evil} id", (Message("<b>user", f"{evil} question"),), f"{evil} gold")
@@ -314,6 +314,8 @@ def test_what_a_model_wrote_is_shown_and_never_obeyed(tmp_path):
         assert f"<script>alert(1)</script> {part}" in page.text, part
     assert "{{ 7 * 7 }}" in page.text and "<b>model</b>" in page.text and "<i>task</i>" in page.text
     assert not set("\u202e\x1b\x00\ud800") & set(page.source)
+    print_run(folder, json.loads((folder / "report.json").read_text(encoding="utf-8")))
+    assert "\x1b" not in capsys.readouterr().out
 
 
 def test_the_page_is_bounded_and_says_what_it_leaves_out(tmp_path):

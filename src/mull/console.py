@@ -108,7 +108,7 @@ def _scores(report: Row) -> Table:
     """A line per set and target: what it solves, how the rest came out, what it costs."""
     several = len({row["task"] for row in report["evals"]}) > 1
     rows = [*(report["overall"] if several else []), *report["evals"]]
-    order = [target["name"] for target in report["targets"]]
+    order = list(dict.fromkeys([*(one["name"] for one in report["targets"]), *(row["model"] for row in rows)]))
     sets = list(dict.fromkeys((row["task"], row["label"]) for row in rows))
     rows.sort(key=lambda row: (sets.index((row["task"], row["label"])), order.index(row["model"]), not row["thinking"]))
     modes = len({row["thinking"] for row in rows}) > 1
