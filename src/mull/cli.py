@@ -199,7 +199,9 @@ def evaluate(
     split: Annotated[str, typer.Option(help="test or validation.")] = "test",
     size: Size = None,
     data: Data = None,
-    think_tokens: Annotated[int | None, typer.Option(min=0, help="Longest thought; then the answer is forced.")] = None,
+    think_tokens: Annotated[
+        str, typer.Option(metavar="N,...", help="Longest thought; then the answer is forced. Several are compared.")
+    ] = "",
     judge: Annotated[str | None, typer.Option(metavar="MODEL", help="Who judges, where a task needs a model.")] = None,
     key_env: Annotated[str, typer.Option(metavar="NAME", help="Variable with the key of a URL#MODEL.")] = "",
     trained_on: Annotated[
@@ -229,7 +231,7 @@ def evaluate(
         targets, tasks, apply_overrides({}, size or []), seed=seed, device=device, exact=exact,
         judge=recipe.target(judge, key_env) if judge else None, usd_per_hour=usd_per_hour,
         trained_on=trained_on or [],
-        n=n, samples=samples, thinking_tokens=think_tokens, max_tokens=max_tokens, split=split,
+        budgets=_numbers("--think-tokens", think_tokens), n=n, samples=samples, max_tokens=max_tokens, split=split,
         temperature=(0.0 if samples == 1 else 1.0) if temperature is None else temperature,
         thinking=[True, False] if both else [not no_think],
     )  # fmt: skip
@@ -414,6 +416,13 @@ def tasks(
         return
     for problem, solution in shown:
         print_problem(problem, solution)
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts):
+        raise UserError(f"{option} takes whole numbers, comma between, not {text!r}.")
+    return list(dict.fromkeys(map(int, parts)))
 
 
 def _check_task(verb: str | None, task: str | None, size: dict[str, Any], as_json: bool) -> None:

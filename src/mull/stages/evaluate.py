@@ -21,7 +21,7 @@ from mull.engine.engine import LocalEngine
 from mull.engine.remote import RemoteEngine
 from mull.engine.rollout import Speaker, rollouts, spent
 from mull.ledger import Entry
-from mull.report.summary import evaluate_row
+from mull.report.summary import HELD_OUT, evaluate_row
 from mull.run import write_atomic
 from mull.stages.kept import Kept
 from mull.stages.stage import Context, StageConfig
@@ -38,6 +38,7 @@ class Exam(Draw):
     samples: int = Field(default=0, ge=0)
     models: list[str] = []
     thinking: list[bool] = []
+    thinking_tokens: int | None = Field(default=None, ge=0)  # none: the stage's; with one, the problems of "held-out"
 
 
 class EvaluateConfig(StageConfig):
@@ -148,12 +149,14 @@ class _Sitter:
     def sit(self) -> dict[str, Any]:
         cfg, exam = self.cfg, self.sitting.exam
         self.samples = exam.samples or cfg.samples
-        seed = seed_of("exam", exam.task.removesuffix(FRESH), exam.label)  # a set and its variants: the same problems
+        label = exam.label if exam.thinking_tokens is None else HELD_OUT  # budgets are compared on the same problems
+        seed = seed_of("exam", exam.task.removesuffix(FRESH), label)  # a set and its variants: the same problems
         self.problems = find(exam.task).problems(cfg.split, exam.n or cfg.n, seed, **exam.size)
         self.expected = self.samples * sum(1 + len(later_turns(problem)) for problem in self.problems)
         sampling = Sampling(max_tokens=cfg.max_tokens, temperature=cfg.temperature, seed=self.ctx.seed)
-        if cfg.thinking_tokens is not None and self.sitting.thinking:
-            sampling = replace(sampling, thinking_tokens=cfg.thinking_tokens)
+        budget = cfg.thinking_tokens if exam.thinking_tokens is None else exam.thinking_tokens
+        if budget is not None and self.sitting.thinking:
+            sampling = replace(sampling, thinking_tokens=budget)
         answers = rollouts(
             self.problems, self.speaker.engine, self.speaker.chat, samples=self.samples, sampling=sampling,
             thinking=self.sitting.thinking, model_name=self.sitting.model, on_finish=self._came, log=self.log,

@@ -271,7 +271,8 @@ def target(given: str, key_env: str = "") -> Target:
 
 def examination(
     targets: Sequence[Target], tasks: Sequence[str], size: Mapping[str, Any], *, seed: int, device: str, exact: bool,
-    judge: Target | None = None, usd_per_hour: float | None = None, trained_on: Sequence[Path] = (), **options: Any,
+    judge: Target | None = None, usd_per_hour: float | None = None, trained_on: Sequence[Path] = (),
+    budgets: Sequence[int] = (), **options: Any,
 ) -> Recipe:  # fmt: skip
     """The recipe of `mull eval`: one stage that judges models from elsewhere. `options` are EvaluateConfig's.
 
@@ -290,8 +291,8 @@ def examination(
         modes = _modes(everyone[name])
         groups.setdefault(tuple(mode for mode in wanted if mode in modes) or modes[:1], []).append(name)
     stage["exams"] = [
-        {"task": task, "size": dict(size), "models": models, "thinking": list(modes)}
-        for task in tasks for modes, models in groups.items()
+        {"task": task, "size": dict(size), "models": models, "thinking": list(modes)} | budget
+        for task in tasks for modes, models in groups.items() for budget in _budgets(budgets, modes)
     ]  # fmt: skip
     rates = next((one.rates for one in here.values()), Rates())
     raw = {
@@ -307,6 +308,13 @@ def examination(
     recipe = build(Recipe, raw, "mull eval")
     check(recipe)
     return recipe
+
+
+def _budgets(budgets: Sequence[int], modes: Sequence[bool]) -> list[dict[str, Any]]:
+    """What an exam says of its budget; several budgets are as many exams of those that think."""
+    if len(budgets) < 2 or not any(modes):
+        return [{"thinking_tokens": budgets[0]}] if budgets and any(modes) else [{}]
+    return [{"thinking_tokens": most, "label": f"{most:,} thinking tokens"} for most in budgets]
 
 
 def _modes(one: Target) -> tuple[bool, ...]:
