@@ -214,7 +214,7 @@ def evaluate(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Judge models on held-out problems, published sets, your own files.
+    """Judge models on held-out problems, published sets or own files.
 
     What is interrupted goes on with the same command; only what is missing is asked.
     """
