@@ -88,7 +88,7 @@ def test_a_floor_and_sets_that_tell_hardly_anything(tmp_path):
     (row,) = about(of_run(saved(tmp_path / "alike", *alike)), "range")
     assert row["apart"] == 2 and row["level"] == "warning" and "Hardly any problem" in row["line"]
     (small,) = about(of_run(saved(tmp_path / "small", graded("a", "own", 30, lambda i: i % 2 == 0))), "range")
-    assert "It is small: a score is known to" in small["line"]
+    assert "It is small: the interval reaches" in small["line"]
 
 
 def test_a_problem_solved_now_and_then_tells_models_apart(tmp_path):

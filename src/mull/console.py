@@ -18,6 +18,7 @@ from rich.text import Text
 
 from mull.ledger import money
 from mull.locate import judged
+from mull.report.summary import HELD_OUT
 from mull.report.verdict import verdict
 from mull.report.words import THIN, clock, count, energy, flops, interval, mode, per_thousand, percent
 from mull.tasks import TAUGHT
@@ -122,7 +123,8 @@ def _scores(report: Row) -> Table:
         rest = ", ".join(f"{row['outcomes'][kind]} {kind}" for kind in OUTCOMES[1:] if row["outcomes"].get(kind))
         prices = [per_thousand(row[f"usd_per_{what}"]) for what in ("answer", "solved")]
         name = f"{row['model']} {mode(row['thinking'])}" if modes else row["model"]
-        table.add_row(Text(row["task"]), Text(name), _share(row), rest or "–", *prices, end_section=last)
+        about = row["task"] if row["label"] == HELD_OUT else f"{row['task']}, {row['label']}"
+        table.add_row(Text(about), Text(name), _share(row), rest or "–", *prices, end_section=last)
     return table
 
 

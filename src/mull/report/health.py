@@ -135,7 +135,8 @@ def _doubts(best: Row, facts: Row) -> list[str]:
     elif facts["targets"] > 1 and facts["apart"] < ROOM:
         found.append("Hardly any problem is left that one target solves and another does not.")
     if (half := (high - low) / 2) > FEW_POINTS:
-        found.append(f"It is small: a score is known to {words.points(half)} points either way.")
+        reach = words.points(half).lstrip("+")
+        found.append(f"It is small: the interval reaches {reach} points either way.")
     return found
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -198,7 +199,13 @@ def read_exams(folder: Path) -> list[Exam]:
             continue  # the exam was interrupted before its end
         facts = read_facts(noted)
         exams.append(exam(read_rollouts(answers), facts))
-    return sorted(exams, key=lambda found: (found.row["label"] != HELD_OUT, found.row["label"]))
+    return sorted(exams, key=lambda found: (found.row["label"] != HELD_OUT, _natural(found.row["label"])))
+
+
+def _natural(label: str) -> list[tuple[int, str]]:
+    """As people sort: "256 thinking tokens" comes before "1,024 thinking tokens"."""
+    parts = re.split(r"(\d+)", label.replace(",", ""))
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
 
 
 def exam(rollouts: Sequence[Rollout], facts: Mapping[str, Any]) -> Exam:

@@ -49,7 +49,7 @@ def subjects(summary: Row) -> list[Row]:
     """The overall rows that the page is about, one per model and mode: those of the held-out problems if there are."""
     rows = summary["overall"]
     labels = list(dict.fromkeys(row["label"] for row in rows))
-    label = HELD_OUT if HELD_OUT in labels else labels[0] if labels else ""
+    label = HELD_OUT if HELD_OUT in labels else labels[-1] if labels else ""  # of several budgets, the largest
     found: dict[Target, Row] = {}
     for row in rows:
         if row["label"] == label:
