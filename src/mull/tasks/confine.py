@@ -2,7 +2,8 @@
 
 On Linux: a file system that holds the interpreter's library (read-only) and one empty writable folder in memory,
 process, network and IPC namespaces of its own, a user that owns nothing, no capabilities and no way to new ones; or,
-where there are no namespaces to be had, Landlock. Resource limits everywhere.
+where there are no namespaces to be had, Landlock. Everywhere resource limits, and a filter of system calls that makes
+them whole: the kernel counts memory and processor time by process, so there is no other process, and no memory but its.
 """
 
 from __future__ import annotations
@@ -22,29 +23,45 @@ WORK = "/answer"  # the only writable place, an empty file system in memory
 NEWNS, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET = (1 << bit for bit in (17, 26, 27, 28, 29, 30))
 RDONLY, NOSUID, NODEV, NOEXEC, REMOUNT, BIND, REC, PRIVATE = 1, 2, 4, 8, 32, 4096, 16384, 1 << 18
 DETACH = 2
-PDEATHSIG, DUMPABLE, NO_NEW_PRIVS = 1, 4, 38
+PDEATHSIG, DUMPABLE, SECCOMP, NO_NEW_PRIVS = 1, 4, 22, 38
 CAPABILITY_VERSION_3 = 0x20080522
 KILL, CPU_SPENT = 9, 24
 # linux/landlock.h; the numbers of these calls are the same on every processor
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
 READ_FILE, READ_DIR = 1 << 2, 1 << 3
+# linux/seccomp.h, linux/bpf_common.h, linux/audit.h, asm/unistd_64.h, asm-generic/unistd.h (all little-endian)
+LOAD, EQUAL, GREATER, AT_LEAST, HAS, RETURN = 0x20, 0x15, 0x25, 0x35, 0x45, 0x06
+ALLOW, REFUSE = 0x7FFF0000, 0x00050000  # REFUSE + errno
+THREAD, CLONE3 = 0x10000, 435
+# What makes processes; what holds memory, or keys, that are no process's own and may outlive it: segments, semaphores
+# and queues (System V and POSIX), files in memory, pages given to a pipe, io_uring. On x86_64, x32's twins of them too.
+X86_64 = ((29, 31), (57, 58), (64, 71), (220, 220), (240, 240), (248, 250), (278, 278), (319, 319), (425, 425),
+          (447, 447), (0x40000000, 0xFFFFFFFF))  # fmt: skip
+GENERIC = ((75, 75), (180, 180), (186, 197), (217, 219), (279, 279), (425, 425), (447, 447))
+# by machine: its number, that of clone, and what is refused
+CALLS = {
+    "x86_64": (0xC000003E, 56, X86_64),
+    "aarch64": (0xC00000B7, 220, GENERIC),
+    "riscv64": (0xC00000F3, 220, GENERIC),
+    "loongarch64": (0xC0000102, 220, GENERIC),
+}
 
 
-def confine(kind: str, limits: dict[str, int]) -> None:
-    """Returns in the confined process only; those around it wait for it and end as it ended.
+def confine(kind: str, limits: dict[str, int], parent: int) -> None:
+    """Returns in the confined process only; those around it wait for it and end as it ended, or as `parent` does.
 
     kind is "root" or "user" for namespaces made with a superuser's right or a user's own, "bubblewrap" where that
     tool stands around us already, "landlock" or "limits" where there is neither. Where it cannot be done, the process
     ends, and says why on standard error.
     """
     try:
-        _confine(kind, limits)
+        _confine(kind, limits, parent)
     except (OSError, AttributeError, ValueError) as error:
         os.write(2, f"{kind}: {error}"[:300].encode())
         os._exit(1)
 
 
-def _confine(kind: str, limits: dict[str, int]) -> None:
+def _confine(kind: str, limits: dict[str, int], parent: int) -> None:
     import ctypes
 
     libc = ctypes.CDLL(None, use_errno=True)
@@ -57,6 +74,8 @@ def _confine(kind: str, limits: dict[str, int]) -> None:
     os.umask(0o022)
     if linux:
         call("prctl", PDEATHSIG, KILL, 0, 0, 0)
+        if kind != "bubblewrap" and os.getppid() != parent:  # it ended before that
+            os._exit(1)
     uid = _free_uid() if os.getuid() == 0 else NOBODY
     if kind in ("root", "user"):
         _namespaces(kind, uid, call)
@@ -72,12 +91,18 @@ def _confine(kind: str, limits: dict[str, int]) -> None:
     if linux:
         call("prctl", NO_NEW_PRIVS, 1, 0, 0, 0)
         call("prctl", DUMPABLE, 0, 0, 0, 0)
-        call("prctl", PDEATHSIG, KILL, 0, 0, 0)  # again: a change of user takes it away
+        call("prctl", PDEATHSIG, KILL, 0, 0, 0)  # again
     if kind == "landlock":
         _landlock(lambda *args: libc.syscall(*(ctypes.c_long(a) if isinstance(a, int) else a for a in args)))
     if kind in ("root", "user"):
         _fork()
     _limit(limits)
+    if linux:
+        try:
+            _filter(call)
+        except OSError:
+            if kind != "limits":  # which promises no more than it has
+                raise
 
 
 def _become(uid: int) -> None:
@@ -101,6 +126,7 @@ def _namespaces(kind: str, uid: int, call: Callable[..., None]) -> None:
     if os.getuid() == 0:
         _become(uid)
         call("prctl", DUMPABLE, 1, 0, 0, 0)  # or the maps below are not ours to write
+        call("prctl", PDEATHSIG, KILL, 0, 0, 0)  # again, as a change of user takes it away
     user, group = os.getuid(), os.getgid()
     call("unshare", mine | NEWUSER)
     for name, text in (
@@ -230,3 +256,27 @@ def _limit(limits: dict[str, int]) -> None:
             most = most if hard == resource.RLIM_INFINITY else min(most, hard)
             spare = 1 if name == "RLIMIT_CPU" and most != hard else 0  # for who does not end at the first signal
             resource.setrlimit(number, (most, most + spare))
+
+
+def _filter(call: Callable[..., None]) -> None:
+    """No process but this one, only threads of it, and no memory outside it: what RLIMIT_AS and RLIMIT_CPU count is
+    then all that there is. Refused calls fail with EPERM; clone3, whose flags no filter can see, is said to be missing,
+    and a C library then takes clone."""
+    machine = CALLS.get(os.uname().machine)
+    if machine is None or sys.maxsize < 1 << 32:
+        raise OSError("no filter of system calls for this processor")
+    import errno
+
+    number, clone, refused = machine
+    refuse = (RETURN, 0, 0, REFUSE + errno.EPERM)
+    steps = [(LOAD, 0, 0, 4), (EQUAL, 1, 0, number), refuse, (LOAD, 0, 0, 0)]  # seccomp_data: nr, arch, pointer, args
+    for first, last in refused:
+        steps += [(AT_LEAST, 0, 2, first), (GREATER, 1, 0, last), refuse]
+    steps += [(EQUAL, 0, 1, CLONE3), (RETURN, 0, 0, REFUSE + errno.ENOSYS)]
+    steps += [(EQUAL, 0, 3, clone), (LOAD, 0, 0, 16), (HAS, 1, 0, THREAD), refuse, (RETURN, 0, 0, ALLOW)]
+    program = b"".join(code.to_bytes(2, "little") + bytes((yes, no)) + k.to_bytes(4, "little")
+                       for code, yes, no, k in steps)  # fmt: skip
+    import ctypes
+
+    held = ctypes.create_string_buffer(program)
+    call("prctl", SECCOMP, 2, len(steps).to_bytes(8, "little") + ctypes.addressof(held).to_bytes(8, "little"), 0, 0)

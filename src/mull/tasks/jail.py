@@ -35,6 +35,10 @@ class UnplainError(Exception):
     """Something that is no plain value, or no message of ours."""
 
 
+class GoneError(BaseException):
+    """The other process has ended. No Exception: a test that expects one of the program is not to take it for that."""
+
+
 def dump(value: Any, refer: Callable[[Any], int] | None = None) -> bytes:
     """A value as bytes. `refer` numbers what is not plain. Raises UnplainError for what is too large or too deep.
 
@@ -192,12 +196,16 @@ class Link:
         self.fd = fd
 
     def send(self, data: bytes) -> None:
+        """Raises GoneError where there is no other end."""
         view = memoryview(len(data).to_bytes(4, "big") + data)
         while view:
-            view = view[os.write(self.fd, view) :]
+            try:
+                view = view[os.write(self.fd, view) :]
+            except ConnectionError:
+                raise GoneError from None
 
     def receive(self) -> bytes:
-        """Raises EOFError where the other end is gone, UnplainError where it wants to say too much."""
+        """Raises GoneError where there is no other end, UnplainError where it wants to say too much."""
         size = int.from_bytes(self._exactly(4), "big")
         if size > LARGEST * 2:
             raise UnplainError("too large")
@@ -211,7 +219,7 @@ class Link:
             except ConnectionError:
                 piece = b""
             if not piece:
-                raise EOFError
+                raise GoneError
             data += piece
         return bytes(data)
 
@@ -240,7 +248,7 @@ class Answer:
         while True:
             try:
                 asked, *rest = load(self.link.receive(), self.find)
-            except EOFError:
+            except GoneError:
                 return
             self.reply(lambda: {"get": self.get, "call": self.call}[asked](*rest))  # noqa: B023
 
@@ -342,7 +350,7 @@ class Judge:
         """("passed" | "failed" | "unreadable" | "ended" | "unstarted", why)"""
         try:
             self.link.receive()
-        except EOFError:
+        except GoneError:
             return "unstarted", ""
         try:
             self.link.send(dump(program))
@@ -350,7 +358,7 @@ class Judge:
             if said != "ready":
                 return "unreadable" if said == "unreadable" else "failed", "{1}: {2}".format(*rest)
             return self.examine(setup, tests, names)
-        except (EOFError, BrokenPipeError, ConnectionError):
+        except GoneError:
             return "ended", "the program ended before it was done"
         except (UnplainError, ValueError, TypeError, IndexError) as error:
             return "failed", f"the program's answer cannot be read: {error}"[:WORD]
@@ -366,7 +374,7 @@ class Judge:
         for number, source in enumerate(tests, 1):
             try:
                 exec(compile(source, "<test>", "exec", dont_inherit=True), space)
-            except (EOFError, BrokenPipeError, ConnectionError):
+            except GoneError:
                 raise
             except BaseException as error:
                 return "failed", f"test {number} of {len(tests)}: {_why(error, source)}"

@@ -32,17 +32,17 @@ TRIAL = ["import heapq, decimal\ndef f(x): return heapq.heappop(x)"]  # what nee
 GRACE = 20.0  # seconds for those around a process that has ended to end too
 START = (
     "import sys; sys.path.append({folder!r}); import confine, jail; sys.path.pop(); "
-    "confine.confine({kind!r}, {limits!r}); jail.main({role!r}, {fd})"
+    "confine.confine({kind!r}, {limits!r}, {parent}); jail.main({role!r}, {fd})"
 )
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": confine.WORK, "LC_ALL": "C.UTF-8", "PYTHONHASHSEED": "0"}
-SHUT = "no network, no files but Python's library, limits on time, memory, processes and output"
+SHUT = "no network, no files but Python's library, no other process, limits on time, memory and output"
 KERNEL = "it does not protect from a fault in the kernel"
 PROTECTION: dict[Kind, str] = {
     "root": f"Code runs in namespaces of its own, as a user that owns nothing: {SHUT}; {KERNEL}.",
     "user": f"Code runs in user namespaces of its own: {SHUT}; {KERNEL}.",
     "bubblewrap": f"Code runs under bubblewrap: {SHUT}; {KERNEL}.",
     "landlock": "Code runs under Landlock, as this system gives us no namespaces: no files but Python's library, no "
-    "processes, limits on time, memory and output; it does not protect from use of the network.",
+    "other process, limits on time, memory and output; it does not protect from use of the network.",
     "limits": "Code runs under resource limits alone, as this system gives us no better: it can start no process "
     "and write into no file, but read and delete what you can, and reach the network and your other processes.",
 }
@@ -54,23 +54,24 @@ class SandboxError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a program may use. Bytes and seconds; `wall_seconds` is for those that sleep."""
+    """What a program may use in all, as it is one process: confine.py lets it start no other. Bytes and seconds;
+    `wall_seconds` is for those that sleep. The tests' process has as much for itself."""
 
     cpu_seconds: int = 10
     wall_seconds: float = 60.0
     memory: int = 1 << 30
     file: int = 16 << 20
-    processes: int = 16
+    threads: int = 16
     output: int = 1 << 20
 
     def resources(self, kind: Kind) -> dict[str, int]:
-        """As setrlimit(2) has them. Where no namespace ends what a program starts, it may start nothing."""
+        """As setrlimit(2) has them. It counts threads by user: where the user is not the program's own, it has one."""
         alone = kind in ("landlock", "limits")
         return {
             "RLIMIT_CPU": self.cpu_seconds,
             "RLIMIT_AS": self.memory,
             "RLIMIT_FSIZE": 0 if alone else self.file,
-            "RLIMIT_NPROC": 0 if alone else self.processes,
+            "RLIMIT_NPROC": 0 if alone else self.threads,
             "RLIMIT_NOFILE": 64,
             "RLIMIT_CORE": 0,
         }
@@ -135,7 +136,9 @@ def _ways() -> Iterator[Kind]:
 def _command(way: Kind, role: str, fd: int, limits: Limits) -> list[str]:
     folder = Path(confine.__file__).parent
     python = Path(getattr(sys, "_base_executable", sys.executable)).resolve()
-    start = START.format(folder=str(folder), kind=way, limits=limits.resources(way), role=role, fd=fd)
+    start = START.format(
+        folder=str(folder), kind=way, limits=limits.resources(way), parent=os.getpid(), role=role, fd=fd
+    )
     around = _bubblewrap((python, folder / "confine.py", folder / "jail.py")) if way == "bubblewrap" else []
     return [*around, str(python), "-S", "-s", "-P", "-B", "-u", "-X", "utf8", "-c", start]
 
@@ -229,7 +232,7 @@ def _run(way: Kind, spec: tuple[list[str], ...], limits: Limits) -> Ran:
         ending.callback(judge.close)
         here.close()
         there.close()
-        with contextlib.suppress(BrokenPipeError):  # it could not start, and has said why
+        with contextlib.suppress(jail.GoneError):  # it could not start, and has said why
             assert judge.popen.stdin
             jail.Link(judge.popen.stdin.fileno()).send(jail.dump(spec))
         ended = _attend(answer, judge, limits)
