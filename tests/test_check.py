@@ -28,7 +28,10 @@ def test_a_good_file_has_nothing_said_against_it(tmp_path):
     assert checked.warnings == []
     assert checked.examples[0] == {"prompt": "1 + 1?", "gold": "2"}
     by_kind = {miss.kind: miss for miss in checked.near}
-    for kind in ("one more", "other sign", "ten times as much", "no answer", "unsure", "two answers", "another's gold"):
+    for kind in (
+        "one more", "other sign", "ten times as much", "no answer", "unsure", "two answers", "another's gold", "denied",
+        "inside a larger expression", "with a multiplier",
+    ):  # fmt: skip
         assert by_kind[kind].accepted == 0
     for kind in ("in a box", "behind words", "a unit behind", "with a full stop"):
         assert by_kind[kind].accepted == by_kind[kind].of == 25
@@ -63,7 +66,8 @@ def test_a_grader_that_accepts_anything_is_found(tmp_path):
     checked = check(find(str(tmp_path / "my.py")))
     assert checked.grader == "its own"
     assert checked.solved == 40
-    assert any("'two answers' is accepted for 25 of 25" in warning for warning in checked.warnings)
+    for kind in ("two answers", "denied", "inside a larger expression", "with a multiplier"):
+        assert any(f"'{kind}' is accepted for 2" in warning for warning in checked.warnings)
     assert any("'ten times as much' is accepted" in warning for warning in checked.warnings)
 
 
@@ -97,7 +101,9 @@ def test_a_file_of_several_graders(tmp_path):
 def test_built_in_tasks_can_be_checked(name):
     checked = check(find(name))
     assert checked.solved == checked.graded > 100
-    assert not any("is accepted for" in warning and "none" not in warning for warning in checked.warnings)
+    known = ("'denied'", "'inside a larger expression'", "'with a multiplier'")  # their grader takes the only number
+    found = [warning for warning in checked.warnings if "is accepted for" in warning and "none" not in warning]
+    assert all(warning.startswith(known) for warning in found)
 
 
 def test_a_file_without_a_prompt_is_refused(tmp_path):

@@ -57,6 +57,15 @@ def test_a_path_is_a_task(sums):
         task.problems("train", 1)
 
 
+def test_thinking_is_no_answer_whether_it_ends_or_not(sums):
+    problem = next(problem for problem in find(sums).problems("test", 10) if problem.answer == "5")
+    for text, outcome in (
+        (r"<think> maybe \boxed{5}", "unparsed"), ("<think>5</think>\n<think>It is 5", "unparsed"),
+        ("<think>4</think> It is 5", "solved"), ("<think>5</think> It is 4", "wrong"), ("5</think>", "unparsed"),
+    ):  # fmt: skip
+        assert find(sums).judge(problem, said(text)).outcome == outcome, text
+
+
 def test_a_file_that_is_gone_still_grades(sums):
     [problem] = find(sums).problems("test", 1)
     Path(sums).unlink()

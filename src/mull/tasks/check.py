@@ -151,12 +151,16 @@ def near_misses(gold: str, others: Sequence[str] = ()) -> list[tuple[str, Meant,
         ("in a sentence", "either", f"I think that {gold} would be my choice here."),
         ("no answer", "wrong", ""),
         ("unsure", "wrong", "I am not sure."),
+        ("denied", "wrong", f"It is not {gold}."),
     ]
     value = value_of(gold)
     if value is not None:
         made.append(("one more", "wrong", str(value + 1)))
         made.append(("ten times as much", "wrong", str(value * 10 if value else 10)))
         made.append(("other sign", "wrong", str(-value if value else 1)))
+        root = str(value) if value.denominator == 1 else f"\\frac{{{value.numerator}}}{{{value.denominator}}}"
+        made.append(("inside a larger expression", "wrong", f"\\boxed{{\\sqrt{{{root}}} + 1}}"))  # never the value
+        made.append(("with a multiplier", "wrong", f"{value if value else 1} million"))
         made.append(("a unit behind", "either", f"{gold} units"))
     other = next((one for one in others if normalised(one) != normalised(gold)), str(value + 1) if value else None)
     if other is not None:

@@ -94,8 +94,10 @@ class FileTask:
         """By the problem's own grader, as its `meta` has it."""
         if cut := unfinished(completion):
             return Verdict(0.0, cut)
-        grading, answer = problem.meta.get(GRADING, {}), completion.text
+        grading, answer = problem.meta.get(GRADING, {}), completion.text.rpartition("</think>")[2]
         name, golds = grading.get("grader", "text"), grading.get("golds", [problem.answer])
+        if answer.lstrip().startswith("<think>"):
+            return Verdict(0.0, "unparsed", {name: "its thinking has no end"})
         if name == "regex":
             return patterns.grade(golds, answer)
         if name == "math":
