@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from textwrap import indent
 
 import pytest
 
@@ -126,6 +127,17 @@ SOLUTION = "def grow(x):\n    return math.floor(x + 1 + half(x))\n"
         ("```python\n    return math.floor(x + 1 + half(x))\n```", "solved"),
         (f"```python\n{SOLUTION}\nif __name__ == '__main__':\n    print(grow(int(input())))\n```", "solved"),
         ("```python\ngrow = lambda x: x + x // 2 + 1\n```", "solved"),
+        (f"1. So:\n\n   ```python\n{indent(SOLUTION, '   ')}   ```\n", "solved"),
+        (f"- So:\n\n    ```python\n{indent(SOLUTION, '    ')}    ```\n", "solved"),
+        ("A helper:\n```python\ndef two(x): return more(x)\n```\n```python\ndef more(x): return x + 1\n```\nThen:\n"
+         "```python\ndef grow(x): return two(x) + int(half(x))\n```", "solved"),
+        ("```\nfrom math import floor\n```\n```\ndef grow(x): return floor(x + 1 + half(x))\n```", "solved"),
+        ("```python\nraise ValueError\n```\n```python\ndef grow(x): return int(x + 1 + half(x))\n```", "solved"),
+        (f"Sure! Here it is:\n\n{SOLUTION}", "solved"),
+        (f"Here is the code:\n\nimport math\n{SOLUTION}\nThis function adds them.\n", "solved"),
+        ("```python\nfrom typing import Callable\ngrow: Callable = lambda x: x + x // 2 + 1\n```", "solved"),
+        ("```python\ndef grow(x):\n    \'\'\'\n    ```\n    an example\n    ```\n    \'\'\'\n"
+         "    return x + x // 2 + 1\n```", "solved"),
         (f"```python\ndef half(x): return 0\n{SOLUTION}```", "wrong"),
         ("```python\ndef half(x): return 1\ndef grow(x): return 4 if x == 2 else 0\n```", "wrong"),
         ("```python\ndef grow(x): return x\n```", "wrong"),
@@ -141,6 +153,7 @@ SOLUTION = "def grow(x):\n    return math.floor(x + 1 + half(x))\n"
         ("{" * (1 << 20), "unparsed"),
         ("`" * (1 << 20), "unparsed"),
         ("```" + "a" * (1 << 20) + "`", "unparsed"),
+        ("".join(f"```\na{i} = a{i + 1}\n```\n" for i in range(30_000)) + "```\ngrow = a0\n```", "wrong"),
         ("a" * (1 << 19) + " " * (1 << 19), "wrong"),
         ("```\n" * (1 << 18), "unparsed"),
         ("```python\ngrow = " + "(" * (1 << 20) + "\n```", "wrong"),
@@ -170,6 +183,7 @@ def test_the_last_block_with_the_function_is_the_code():
     assert code_of(text, "g") == ("print(f())\n", True)
     assert code_of("def f(): 3", "f") == ("def f(): 3", True)
     assert code_of("none", "f") == ("none", False)
+    assert code_of("```\nr = f(1)\n```\n```\ndef f(r): r\n```", "f") == ("def f(r): r\n", True)
     assert code_of("````md\n```python\ndef f(): 1\n```\n````", "f")[1]
 
 

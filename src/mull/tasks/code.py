@@ -24,11 +24,15 @@ from mull.types import Completion, Message, Outcome, Problem, UserError
 MBPP_SPLITS = {"test": range(11, 511), "validation": range(511, 601), "train": range(601, 975)}
 COMPLETE = "Complete this Python function. Answer with the whole function in one code block."
 WRITE = "Answer with Python code in one code block. It must pass these tests:"
-FENCE = re.compile(r"[ \t]{0,3}+(`{3,}+|~{3,}+)[ \t]*+([\w+#.-]*+)[^`\n]*+")  # possessive, hence linear
+FENCE = re.compile(r"([ \t]*+)(`{3,}+|~{3,}+)[ \t]*+([\w+#.-]*+)[^`\n]*+")  # possessive, hence linear
 PYTHON = ("", "python", "py", "python3")
 DEFINED = re.compile(r"^(?:async[ \t]+def|def|class)[ \t]+(\w+)", re.MULTILINE)
-ASSIGNED = re.compile(r"^(\w+)[ \t]*=(?!=)", re.MULTILINE)
+ASSIGNED = re.compile(r"^(\w+)[ \t]*(?::[^=\n]*)?=(?!=)", re.MULTILINE)
 IMPORTS = re.compile(r"^(?:import|from)[ \t].*", re.MULTILINE)
+BEGINS = re.compile(
+    r"^(?:(?:async[ \t]+def|def|class|import)[ \t]+\w|from[ \t]+\S+[ \t]+import\b|@\w|\w+[ \t]*=)", re.MULTILINE
+)
+PROSE = re.compile(r"^(?:[A-Z][\w']*,?[ \t]+[a-z]|[*-][ \t]|#{2,}[ \t])", re.MULTILINE)  # begins no line of code
 LONGEST = 1 << 20  # characters of an answer that are looked at; a program of that size is none
 OUTCOMES: Mapping[sandbox.Status, Outcome] = {"passed": "solved", "failed": "wrong", "timeout": "timeout"}
 
@@ -132,28 +136,67 @@ def _mbpp(row: Mapping[str, Any], split: str) -> Problem:
 def code_of(text: str, entry: str) -> tuple[str, bool]:
     """The code in an answer, and whether it surely is code: in a block, or with the function in it.
 
-    The last block of Python that defines `entry`, else the last one, else the text as it is.
+    The last block of Python that defines `entry`, with the blocks before it that define what it uses; else the last
+    block; else the text, without the words around the function where it has one.
     """
     blocks = _blocks(text)
-    if found := [block for block in blocks if entry in defined(block)] or blocks:
-        return found[-1], True
-    return text, entry in defined(text)
+    at = next((i for i in reversed(range(len(blocks))) if entry in defined(blocks[i])), None)
+    if at is not None:
+        helpers = [block for block in blocks[:at] if entry in defined(block) or not re.search(rf"\b{entry}\b", block)]
+        return _with_helpers([*helpers, blocks[at]]), True  # what calls it before it is there is an example
+    if blocks:
+        return blocks[-1], True
+    return (_without_prose(text), True) if entry in defined(text) else (text, False)
+
+
+def _with_helpers(blocks: Sequence[str]) -> str:
+    """The last block, and of those before it what it uses, directly or not, and does not define itself."""
+    holders = {name: at for at, block in enumerate(blocks) for name in _bound(block)}  # the last one that has it
+    taken, left = set[int](), [len(blocks) - 1]
+    while left:
+        at = left.pop()
+        if at not in taken:
+            taken.add(at)
+            left += {holders[name] for name in re.findall(r"\w+", blocks[at]) if name in holders}
+    return "\n".join(blocks[at] for at in sorted(taken))
+
+
+def _bound(code: str) -> list[str]:
+    """What code defines or imports at its outermost level."""
+    return [*defined(code), *(name for line in IMPORTS.findall(code) for name in re.findall(r"\w+", line))]
+
+
+def _without_prose(text: str) -> str:
+    """From the first line that begins like code, to the first sentence behind it that stands at a line's beginning."""
+    begins = BEGINS.search(text)
+    code = text[begins.start() :] if begins else text
+    ends = PROSE.search(code)
+    return code[: ends.start()] if ends else code
 
 
 def _blocks(text: str) -> list[str]:
-    """The fenced blocks that may be Python. One that is never closed goes to the end of the text."""
-    blocks, lines, fence, language = [], list[str](), "", ""
+    """The fenced blocks that may be Python, without the indentation of their fence, as in a list.
+
+    One that is never closed goes to the end of the text.
+    """
+    blocks, lines, fence, language, indent = [], list[str](), "", "", ""
     for line in [*text.splitlines(), None]:
         found = FENCE.fullmatch(line) if line is not None else None
-        if fence and (line is None or (found and found[1].startswith(fence) and not found[2])):
+        if fence and (line is None or (found and _closes(found, fence, indent))):
             if language.lower() in PYTHON:
                 blocks.append("\n".join(lines) + "\n")
             fence = ""
         elif fence:
-            lines.append(line or "")
+            lines.append((line or "").removeprefix(indent))
         elif found:
-            fence, language, lines = found[1], found[2], []
+            indent, fence, language = found[1], found[2], found[3]
+            lines = []
     return blocks
+
+
+def _closes(found: re.Match[str], fence: str, indent: str) -> bool:
+    """As Markdown has it: at least as long, nothing behind, and not indented by four more, as in a docstring."""
+    return found[2].startswith(fence) and not found[3] and len(found[1]) < len(indent) + 4
 
 
 def defined(code: str) -> list[str]:
