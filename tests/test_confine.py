@@ -61,9 +61,9 @@ def test_memory_that_no_limit_counts_is_refused(way, name):
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("start", ["os.fork()", "os.forkpty()", "os.posix_spawn('/bin/true', ['true'], {})"])
+@pytest.mark.parametrize("start", ["os.fork()", "os.forkpty()", "os.posix_spawn(sys.executable, ['python'], {})"])
 def test_no_process_can_be_started(way, start):
-    program = f"import os\n{start}\n{DOUBLE}"
+    program = f"import os, sys\n{start}\n{DOUBLE}"
     ran = _run(way, ([program], [], TESTS, ["f"]), SHORT)
     assert (ran.status, "Error: [Errno" in ran.why) == ("failed", True)
 
@@ -129,7 +129,7 @@ _run({way!r}, (['import time; time.sleep(100)'], [], [], []), Limits(memory={mem
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("early", [False, True])
 def test_what_runs_dies_with_whoever_runs_it(way, early):
-    mark = Limits(memory=(1 << 30) + 33333)
+    mark = Limits(memory=(1 << 30) + os.getpid())
     script = DIES.format(way=way, memory=mark.memory)
     outer = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL)
     each = 1 if early or way in ("landlock", "limits") else 3  # the outer, the first and the last

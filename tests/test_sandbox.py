@@ -412,7 +412,7 @@ def test_who_sleeps_too_long_is_timed_out_and_who_sleeps_a_little_is_not():
 )
 def test_a_fork_bomb_ends(way, bomb):
     began = time.monotonic()
-    limits = Limits(cpu_seconds=1, wall_seconds=15, memory=(1 << 30) + 54321)
+    limits = Limits(cpu_seconds=1, wall_seconds=15, memory=(1 << 30) + os.getpid())
     assert _run(way, ([bomb], [], TESTS, ["f"]), limits).status in ("failed", "timeout")
     assert time.monotonic() - began < 30
     assert_dead(limits)
@@ -498,7 +498,7 @@ def test_what_it_starts_is_dead_afterwards():
         "import os, threading, time\nfor _ in range(3): threading.Thread(target=time.sleep, args=(1000,)).start()\n"
     )
     for rest in (DOUBLE, "os._exit(0)"):
-        mark = Limits(memory=(1 << 30) + 12345)
+        mark = Limits(memory=(1 << 30) + os.getpid())
         tried(program + rest, limits=mark)
         assert_dead(mark)
 
