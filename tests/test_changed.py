@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mull.tasks.base import Examining, Golden, later_turns, split_of
-from mull.tasks.changed import Changed, Rule, compose, in_force, obeys, wishes
+from mull.tasks.changed import KEYWORDS, PLAIN, TOPICS, Changed, Rule, compose, in_force, obeys, wishes
 from mull.types import Completion, Message, Problem, Rollout, UserError
 
 TASK = Changed()
@@ -161,6 +161,36 @@ def test_a_refusal_follows_no_conversation(text: str):
     for size in ({}, {"turns": 2, "constraints": 1}):
         for problem in TASK.problems("train", 300, 8, **size):
             assert TASK.judge(problem, said(text)).outcome == "wrong"
+
+
+TOPIC_WORDS = " ".join(TOPICS.values())
+CONSTANT = {
+    "all topics": TOPIC_WORDS,
+    "all topics and letters": f"{TOPIC_WORDS} zzz xxx qqq jjj",
+    "whatever may be asked for": f"<<a>> {TOPIC_WORDS} {' '.join(KEYWORDS * 3)} zzz xxx qqq jjj [n] [n] [n], , , , , a",
+    "long": TOPIC_WORDS + " the" * 100,
+}
+
+
+@pytest.mark.parametrize("text", CONSTANT.values(), ids=CONSTANT)
+def test_no_text_without_a_look_at_the_conversation_follows_it(text: str):
+    problems = TASK.problems("train", 300, 8)
+    assert sum(TASK.judge(problem, said(text)).outcome == "solved" for problem in problems) <= 0.03 * len(problems)
+
+
+def test_the_word_of_the_topic_is_not_enough_however_long_the_text():
+    for problem in TASK.problems("train", 300, 8):
+        word = problem.meta["rules"][0]["arguments"]["word"]
+        for text in (word, f"{word.capitalize()}. {PLAIN} {PLAIN}"):
+            assert TASK.judge(problem, said(text)).outcome == "wrong"
+
+
+def test_the_first_word_may_have_a_title_before_it():
+    problem = of(rule("the topic", "text:begins", {"word": "fog", "more": 2}, "begin with fog", 1))
+    for text in ("Fog lies here.", "<<Of fog>>\n\n**Fog** lies here", '"<<A>> fog, old fog"', "- FOG IS OLD"):
+        assert TASK.judge(problem, said(text)).outcome == "solved", text
+    for text in ("The fog lies here.", "Fog lies.", "fogs lie here", "<<A>> The fog is old"):
+        assert TASK.judge(problem, said(text)).outcome == "wrong", text
 
 
 def test_a_rollout_from_disk_is_graded_as_before():

@@ -6,12 +6,15 @@ is asked for in a way that its old form excludes: whoever goes on following the 
 A rule that was withdrawn no longer counts, followed or not.
 
 The last turn always changes a rule of the first, to a form it never had: so no answer that was right before is right at
-the end. One rule holds throughout, that the text has a word of its topic: or else a refusal would follow rules that
-only forbid. Candidate i of a seed is a function of (seed, i) alone. Nothing here needs a judge, a network or a package.
+the end. That form asks for something that a plain text has not, or else a text without anything would follow it. One
+rule holds throughout: the text begins with a word of its topic and goes on. So no text fits two topics, and a refusal
+follows no conversation. Candidate i of a seed is a function of (seed, i) alone. Nothing here needs a judge, a network
+or a package.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
 from itertools import count
@@ -33,8 +36,17 @@ def upper(text: str) -> tuple[bool, str]:
     return text.isupper(), "has letters that are not capitals"
 
 
+def begins(text: str, word: str, more: int) -> tuple[bool, str]:
+    """With that word, or with a title before it, and at least so many words behind."""
+    words = re.findall(r"\w+", text)
+    untitled = re.match(r"\W*<<[^<>]*>>\W*(\w+)", text)
+    if word not in (first.lower() for first in (*words[:1], *(untitled.groups() if untitled else ()))):
+        return False, f"does not begin with {word}"
+    return len(words) > more, f"has {len(words)} words"
+
+
 # IFEval's kinds ask that such a text is English too, which takes a package to tell
-CASES: dict[str, Check] = {"case:lower": lower, "case:upper": upper}
+OWN: dict[str, Check] = {"case:lower": lower, "case:upper": upper, "text:begins": begins}
 
 # with a word of each that a refusal does not happen to have, not even inside another word
 TOPICS = {
@@ -48,6 +60,8 @@ TOPICS = {
 }  # fmt: skip
 KEYWORDS = ("river", "lantern", "winter", "bread", "garden", "ladder", "silver", "harbour")
 LETTERS = "zxqj"
+MORE = 15  # words behind the first, at least
+PLAIN = "The old town keeps its lamps on. The sea is calm and the boats come home."
 NEVER = {"frequency": 1, "relation": "less than"}
 ENDINGS = ("That is all for now.", "Come and see.", "So it goes on.", "We will meet again.", "Let me know.")
 # of these the solution is made: without a comma, a keyword or one of the letters
@@ -209,8 +223,8 @@ class Changed:
 
 
 def obeys(rule: Mapping[str, Any], text: str) -> tuple[bool, str]:
-    if rule["id"] in CASES:
-        return CASES[rule["id"]](text)
+    if rule["id"] in OWN:
+        return OWN[rule["id"]](text, **rule["arguments"])
     return follows(rule["id"], text, rule["arguments"])
 
 
@@ -230,20 +244,27 @@ def candidates(seed: int, size: Mapping[str, tuple[int, int]]) -> Iterator[tuple
 def converse(rng: Random, turns: int, constraints: int) -> tuple[list[str], list[Rule]]:
     """What the user says, turn by turn, and every rule that it sets; the first, of the topic, is never changed."""
     talk, (topic, word) = Talk(rng), rng.choice(list(TOPICS.items()))
-    for subject in rng.sample(sorted(talk.left), constraints):
+    first = rng.sample(sorted(talk.left), constraints)
+    talk.last = last = rng.choice(first)
+    for subject in first:
         talk.put(subject, 1)
-    last = rng.choice(sorted(talk.now))  # the subject that the last turn changes
-    about = Wish("keywords:existence", {"keywords": [word]}, f'use the word "{word}" at least once')
+    about = Wish("text:begins", {"word": word, "more": MORE},
+                 f'let the first word be "{word}", and at least {MORE} more follow')  # fmt: skip
     talk.rules.insert(0, {"subject": "the topic", **about._asdict(), "said": 1, "until": None})
     said = [rng.choice(FIRST).format(topic=topic, rules="\n".join(f"- {rule['words']}" for rule in talk.rules))]
     for turn in range(2, turns + 1):
-        moves = [talk.change(last, turn)] if turn == turns else []
+        moves = [talk.change(last, turn, list(filter(demanding, talk.left[last])))] if turn == turns else []
         if turn < turns or rng.random() < 0.3:
-            moves.append(talk.move(turn, last))
+            moves.append(talk.move(turn))
         rng.shuffle(moves)
         text = " ".join([*moves, rng.choice(AGAIN), rng.choice(REST)])
         said.append(text.replace('.".', '."'))
     return said, talk.rules
+
+
+def demanding(wish: Wish) -> bool:
+    """Whether a text has to do something for it."""
+    return not obeys(wish._asdict(), PLAIN)[0]
 
 
 class Talk:
@@ -254,24 +275,30 @@ class Talk:
         self.left = wishes(rng)  # forms that no rule had yet
         self.rules: list[Rule] = []
         self.now: dict[str, Rule] = {}  # in force, by subject
+        self.last = ""  # the subject that the last turn changes: a demanding form is kept for it
 
-    def put(self, subject: str, turn: int) -> Rule:
+    def free(self, subject: str) -> list[Wish]:
+        """The forms that a subject may take before the last turn."""
         forms = self.left[subject]
-        wish = forms.pop(self.rng.randrange(len(forms)))
+        return [one for one in forms if subject != self.last or any(demanding(o) for o in forms if o is not one)]
+
+    def put(self, subject: str, turn: int, forms: list[Wish] | None = None) -> Rule:
+        wish = self.rng.choice(forms or self.free(subject))
+        self.left[subject].remove(wish)
         rule = {"subject": subject, **wish._asdict(), "said": turn, "until": None}
         self.rules.append(rule)
         self.now[subject] = rule
         return rule
 
-    def change(self, subject: str, turn: int) -> str:
+    def change(self, subject: str, turn: int, forms: list[Wish] | None = None) -> str:
         self.now[subject]["until"] = turn
-        return self.rng.choice(CHANGE).format(**self.put(subject, turn))
+        return self.rng.choice(CHANGE).format(**self.put(subject, turn, forms))
 
-    def move(self, turn: int, last: str) -> str:
-        """A rule changed, added or withdrawn. The subject `last` keeps a form for the last turn."""
-        changing = [s for s in self.now if len(self.left[s]) > (s == last) and self.now[s]["said"] < turn]
+    def move(self, turn: int) -> str:
+        """A rule changed, added or withdrawn."""
+        changing = [s for s in self.now if self.free(s) and self.now[s]["said"] < turn]
         new = [s for s in self.left if not any(rule["subject"] == s for rule in self.rules)]
-        idle = [s for s in self.now if s != last and self.now[s]["said"] < turn]
+        idle = [s for s in self.now if s != self.last and self.now[s]["said"] < turn]
         kinds = [("change", changing), ("change", changing), ("add", new), ("withdraw", idle)]
         kind, subjects = self.rng.choice([(kind, subjects) for kind, subjects in kinds if subjects])
         subject = self.rng.choice(sorted(subjects))
@@ -286,7 +313,8 @@ class Talk:
 def compose(rules: Sequence[Rule]) -> str:
     """A text, dull but right, that follows all of them: at most one rule a subject."""
     asked = {rule["id"]: rule["arguments"] for rule in rules}
-    words, lines = [*FILLER[:6], *asked.get("keywords:existence", {}).get("keywords", ())], []
+    about, lines = asked.get("text:begins", {"word": "", "more": 6}), []
+    words = [about["word"], *FILLER[: about["more"]]]
     for rule in rules:
         if rule["id"] == "keywords:frequency" and rule["arguments"]["relation"] == "at least":
             keyword, times = rule["arguments"]["keyword"], rule["arguments"]["frequency"]

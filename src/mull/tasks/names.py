@@ -28,20 +28,29 @@ Theodore Thomas Tim Timothy Todd Tom Tommy Tony Travis Tyler Victor Vincent Walt
 """
 HERS, HIS = HER_NAMES.split(), HIS_NAMES.split()
 KNOWN = {name: names for names in (HERS, HIS) for name in names}
-WORD = re.compile(r"\b[A-Z][a-z]+\b")
+WORD = re.compile(r"\b[A-Za-z]+\b")
 
 
 def renamed(text: str, rng: Random) -> str:
-    """Each name that is known for another of its kind, the same one everywhere; none that the text has already."""
+    """Each name that is known for another of its kind, the same one everywhere; none that the text has already.
+
+    A name begins with a capital at least once; then its other spellings (jack, JACK) are exchanged too.
+    """
     words = list(dict.fromkeys(WORD.findall(text)))
-    taken, new = set(words), dict[str, str]()
+    taken, new = {word.capitalize() for word in words}, dict[str, str]()
     for name in words:
         if name in KNOWN:
             # one that ends in s would write its possessive in another way
             others = [one for one in KNOWN[name] if one not in taken and one.endswith("s") == name.endswith("s")]
             new[name] = rng.choice(others)
             taken.add(new[name])
-    return WORD.sub(lambda found: new.get(found[0], found[0]), text)
+    return WORD.sub(lambda found: _spelt(new.get(found[0].capitalize()), found[0]), text)
+
+
+def _spelt(name: str | None, like: str) -> str:
+    if name is None:
+        return like
+    return name.lower() if like.islower() else name.upper() if like.isupper() else name
 
 
 __all__ = ["renamed"]
