@@ -133,6 +133,7 @@ SOLUTION = "def grow(x):\n    return math.floor(x + 1 + half(x))\n"
          "```python\ndef grow(x): return two(x) + int(half(x))\n```", "solved"),
         ("```\nfrom math import floor\n```\n```\ndef grow(x): return floor(x + 1 + half(x))\n```", "solved"),
         ("```python\nraise ValueError\n```\n```python\ndef grow(x): return int(x + 1 + half(x))\n```", "solved"),
+        (f"````markdown\nThis:\n```python\n{SOLUTION}```\n````", "solved"),
         (f"Sure! Here it is:\n\n{SOLUTION}", "solved"),
         (f"Here is the code:\n\nimport math\n{SOLUTION}\nThis function adds them.\n", "solved"),
         ("```python\nfrom typing import Callable\ngrow: Callable = lambda x: x + x // 2 + 1\n```", "solved"),

@@ -32,7 +32,7 @@ IMPORTS = re.compile(r"^(?:import|from)[ \t].*", re.MULTILINE)
 BEGINS = re.compile(
     r"^(?:(?:async[ \t]+def|def|class|import)[ \t]+\w|from[ \t]+\S+[ \t]+import\b|@\w|\w+[ \t]*=)", re.MULTILINE
 )
-PROSE = re.compile(r"^(?:[A-Z][\w']*,?[ \t]+[a-z]|[*-][ \t]|#{2,}[ \t])", re.MULTILINE)  # begins no line of code
+PROSE = re.compile(r"^(?:`{3}|[A-Z][\w']*,?[ \t]+[a-z]|[*-][ \t]|#{2,}[ \t])", re.MULTILINE)  # begins no line of code
 LONGEST = 1 << 20  # characters of an answer that are looked at; a program of that size is none
 OUTCOMES: Mapping[sandbox.Status, Outcome] = {"passed": "solved", "failed": "wrong", "timeout": "timeout"}
 
