@@ -8,8 +8,8 @@ always asks, or always answers, gets half.
 
 The prompt fixes four forms of the last line, so nothing here needs a judge: a question, reason or assumption must name
 the quantity (by words of a list, or both values of a contradiction), and an answer must follow from what was assumed.
-Naming is told by words, so a question that names several things at once passes. Candidate i of a seed is a function of
-(seed, i) alone; twins are always in one split and follow one another.
+Naming is told by words; whoever names three quantities of a story at once, or writes at length, has named none.
+Candidate i of a seed is a function of (seed, i) alone; twins are always in one split and follow one another.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ ANSWER: <number>
 ASSUMING <a quantity and the value you take for it>: ANSWER: <number>
 QUESTION: <what you would need to be told>
 CANNOT: <why it cannot be answered; name what is missing or contradictory>
+A question, reason or assumption is about one thing and has at most 40 words.
 Use the first where the text settles the answer, and one of the others only where it does not."""
 
 # the last of these in an answer counts; "ASSUMING" only with an answer behind it
@@ -46,6 +47,7 @@ SAID = re.compile(
 DID = {"answer": "answered", "assumed": "assumed", "question": "asked", "reason": "abstained"}  # by form
 END = 10_000  # letters at the end of an answer in which the form is looked for
 LONGEST = 30  # letters of a number; a longer one is none of ours
+WORDS = 40  # of a question, reason or assumption; the prompt says so
 MANY = 4  # numbers in an assumption; more than that is no assumption
 
 NAMES = ("Ada", "Ben", "Carla", "David", "Elif", "Farid", "Greta", "Hugo", "Ines", "Jonas", "Kemal", "Lena")
@@ -106,9 +108,9 @@ STORIES: dict[str, Story] = {
         "How much does {a} pay altogether, in euros?",
         lambda n, p, m, q: n * p + m * q,
         (
-            Beyond("How old is the seller?", "the age of the seller", ("seller|" + AGE,)),
+            Beyond("How old is the seller?", "the age of the seller", ("seller|vendor|merchant",)),
             Beyond("In which year was the market founded?", "the year in which the market was founded",
-                   ("year|found|market|old",)),
+                   ("year(?!s old)|found|market(?:'s age| is)|old is the market",)),
         ),
         ("The market has {n} stalls.", "{a} has {n} cousins.", "There are {n} pigeons on the roof."),
     ),
@@ -178,7 +180,7 @@ STORIES: dict[str, Story] = {
         "{a} attends a language course, with as many lessons in one week as in the next.",
         (
             Quantity("the number of lessons a week", "There are {n} lessons a week.", "Every week has {n} lessons.",
-                     (2, 6), (HOW_MANY + "|often|frequen", "lesson|class|session")),
+                     (2, 6), (HOW_MANY + "|often|frequen", "lesson|class|session|often")),
             Quantity("the length of a lesson", "A lesson lasts {n} minutes.",
                      "Each lesson is over after {n} minutes.", (30, 90),
                      ("long|length|duration|minute|last|time", "lesson|class|session|each")),
@@ -191,7 +193,7 @@ STORIES: dict[str, Story] = {
         (
             Beyond("What does the course cost, in euros?", "the price of the course", (PRICE + "|fee",)),
             Beyond("How many people attend the course?", "the number of people who attend",
-                   ("people|attend|participa|student|class size",)),
+                   ("people|how many.*attend|attendee|participa|student|class size",)),
         ),
         ("The way there takes {n} minutes.", "The teacher speaks {n} languages.", "The room is on floor {n}."),
     ),
@@ -219,9 +221,9 @@ STORIES: dict[str, Story] = {
         "{a} puts a fence around all of a rectangular garden.",
         (
             Quantity("the length of the garden", "The garden is {n} metres long.",
-                     "Its length measures {n} metres.", (20, 40), ("length|long",)),
+                     "Its length measures {n} metres.", (20, 40), ("length|long|other (?:side|dimension)",)),
             Quantity("the width of the garden", "The garden is {n} metres wide.", "Its width measures {n} metres.",
-                     (5, 15), ("width|wide|broad|breadth|short",)),
+                     (5, 15), ("width|wide|broad|breadth|short|other (?:side|dimension)",)),
             Quantity("the price of a metre of fence", "A metre of fence costs {n} euros.",
                      "The shop asks {n} euros for each metre of fence.", (3, 20),
                      (PRICE, "met(?:re|er)|per m|unit|fenc")),
@@ -297,7 +299,7 @@ STORIES: dict[str, Story] = {
         lambda n, g, e: n * g + e,
         (
             Beyond("How many eggs are needed?", "the number of eggs", ("egg",)),
-            Beyond("How many minutes is the bread in the oven?", "the time in the oven", ("oven|minute|bak|" + TIME,)),
+            Beyond("How many minutes is the bread in the oven?", "the time in the oven", ("oven|minute|" + TIME,)),
         ),
         ("The oven is {n} degrees hot.", "{a} has done this {n} times.", "The hall has {n} chairs."),
     ),
@@ -406,11 +408,22 @@ def assumption(problem: Problem, said: Said) -> tuple[bool, str]:
 
 
 def names(problem: Problem, words: str) -> bool:
-    """Whether a text names the quantity: a word of each cue, or the two values that contradict one another."""
-    if all(re.search(rf"\b(?:{cue})", words, re.IGNORECASE) for cue in problem.meta["cues"]):
-        return True
-    stated = problem.meta.get("stated", [])
-    return len(stated) == 2 and set(stated) <= set(numbers_in(words))
+    """Whether a text names the quantity: a word of each cue, or the two values that contradict one another.
+
+    One other may be named too, as in "the price cannot be told without the length", but not more, nor the other
+    question that the text is silent about.
+    """
+    meta, numbers = problem.meta, set(numbers_in(words))
+    if len(words.split()) > WORDS or len([cues for cues in meta["others"] if cued(cues, words)]) > 1:
+        return False
+    if meta["never"] and cued(meta["never"], words):
+        return False
+    stated = set(meta["stated"])
+    return cued(meta["cues"], words) or (len(stated) == 2 and stated <= numbers and len(numbers - stated) <= 1)
+
+
+def cued(cues: list[str], words: str) -> bool:
+    return all(re.search(rf"\b(?:{cue})", words, re.IGNORECASE) for cue in cues)
 
 
 def close(said: Fraction | None, exact: Fraction) -> bool:
@@ -478,8 +491,15 @@ def twins(rng: Random, key: str, variant: str, asides: int) -> tuple[Drawn, Draw
     }[variant]()
     complete = text(story.question, twice=values[place] if variant == "contradictory" else None)
     thing = beyond if variant == "unanswerable" else quantity
+    silent = [one for one in story.beyond if variant == "unanswerable" and one is not beyond]
+
+    def cues(of: Quantity | Beyond) -> list[str]:
+        return [cue.format(**cast) for cue in of.cues]
+
     meta = {
-        "story": key, "name": thing.name.format(**cast), "cues": [cue.format(**cast) for cue in thing.cues],
+        "story": key, "name": thing.name.format(**cast), "cues": cues(thing),
+        "others": [cues(one) for one in story.quantities if one is not thing],
+        "never": [cue for one in silent for cue in cues(one)],
         "values": values, "place": place, "stated": [values[place], other] if variant == "contradictory" else [],
     }  # fmt: skip
     answer = str(story.answer(*values))
