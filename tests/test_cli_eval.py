@@ -62,7 +62,9 @@ def test_it_stops_at_a_price_and_goes_on_from_there(mull: Mull, vendor: Vendor, 
     assert "Stopped at --max-cost $0.1" in " ".join(said.err.split())
     first = len(vendor.asked)
     assert 1 <= first < 12
-    assert not answers(tmp_path / "e")
+    assert [r.outcome for r in answers(tmp_path / "e")] == ["solved"] * first  # of a part there is a report too
+    assert mull(*words, "--max-cost", 0.05).code == 0
+    assert len(vendor.asked) == first  # nothing is asked that is over the price already
     said = mull(*words, "-q")
     assert said.code == 0
     assert len(vendor.asked) == 12
@@ -158,3 +160,39 @@ def test_endpoints_are_listed_with_their_prices(mull: Mull, vendor: Vendor) -> N
     assert listed["adder"]["key"] is True
     assert listed["o3"]["priced"]
     assert "adder" in mull("models").out
+
+
+def test_answers_that_never_came_are_asked_for_again(mull: Mull, vendor: Vendor, sums: Path, tmp_path: Path) -> None:
+    vendor.faults = ["500", "500"]  # one request and its other try; the others come
+    words = ("eval", "adder", "--task", sums, "--out", tmp_path / "e", "-q")
+    said = mull(*words)
+    lost = [r for r in answers(tmp_path / "e") if r.outcome == "infrastructure"]
+    assert said.code == (1 if lost else 0)
+    asked = len(vendor.asked)
+    assert mull(*words).code == 0
+    assert len(vendor.asked) == asked + len(lost)
+    assert [r.outcome for r in answers(tmp_path / "e")] == ["solved"] * 12
+
+
+def test_one_endpoints_refusal_is_not_the_end_of_the_others(
+    mull: Mull, vendor: Vendor, sums: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = tmp_path / "two.toml"
+    with serving(Vendor("vllm", always="403")) as closed:
+        table = 'model = "thinker"\ndialect = "vllm"\nretries = 0\n'
+        models.write_text(f'[closed]\nurl = "{closed.url}"\n{table}[open]\nurl = "{vendor.url}"\n{table}')
+        monkeypatch.setenv("MULL_MODELS", str(models))
+        said = mull("eval", "closed", "open", "--task", sums, "--out", tmp_path / "e")
+    assert said.code == 1
+    assert "eval_closed" in said.err
+    assert {r.model for r in answers(tmp_path / "e")} == {"open"}
+    assert "open" in said.out
+
+
+def test_a_file_that_was_edited_is_another_task(
+    mull: Mull, refused: Callable[..., str], vendor: Vendor, sums: Path, tmp_path: Path
+) -> None:
+    words = ("eval", "adder", "--task", sums, "--out", tmp_path / "e", "-q")
+    assert mull(*words).code == 0
+    sums.write_text(sums.read_text().replace('"answer": 5', '"answer": 6'))
+    assert "another configuration" in refused(*words)

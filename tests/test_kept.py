@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from mull.stages.kept import Kept
@@ -47,3 +48,14 @@ def test_a_line_that_a_kill_cut_short_is_none(tmp_path: Path) -> None:
     torn = Kept(kept.path)
     torn.keep(rollout("c"), 3.0)
     assert set(Kept(kept.path).known) == {("a", 0), ("c", 0)}
+
+
+def test_an_answer_to_what_was_asked_otherwise_is_none(tmp_path: Path) -> None:
+    kept = Kept(tmp_path / "one.jsonl")
+    for name in "abcd":
+        kept.keep(rollout(name), 1.0)
+    again = Kept(kept.path)
+    a, b, c, d = (rollout(name).problem for name in "abcd")
+    again.hold([a, replace(b, messages=(Message("user", "another"),)), replace(c, answer="2")])
+    assert set(again.known) == {("a", 0)}
+    assert d.id == "d"

@@ -15,9 +15,10 @@ from mull.ledger import Rates
 from mull.model.config import PRESETS
 from mull.model.families import config_to_hf
 from mull.report import stats, summary
+from mull.report.summary import ALL_TASKS, Exam, comparisons, evaluate_row, exam
 from mull.run import MACHINE, Run
 from mull.tasks import TAUGHT
-from mull.types import Completion, Problem, Rollout, UserError, write_rollouts
+from mull.types import Completion, Message, Problem, Rollout, UserError, write_rollouts
 
 TASKS = ("chain_sum", "products", "gcd")
 SKILL = {"sft": 0.55, "sft_longer": 0.62, "rl": 0.82, "student": 0.74}  # share solved, thinking
@@ -362,3 +363,38 @@ def test_one_that_only_thinks_meets_one_that_cannot(tmp_path):
     assert found == [
         ("c", True, "c", False), ("b", False, "a", True), ("c", True, "a", True), ("c", False, "b", False),
     ]  # fmt: skip
+
+
+def test_results_vote_by_their_value_not_by_the_words_around_them() -> None:
+    problem = Problem("gsm8k", "1", (Message("user", "How many?"),), "18")
+    texts = ["So \\boxed{18}.", "Thus it is \\boxed{18}", "I get \\boxed{18.0}", "\\boxed{7}", "\\boxed{7}"]
+    rollouts = [
+        Rollout(problem, Completion((1,), (-0.1,), "stop", text), float(i < 3), "solved" if i < 3 else "wrong", 0.0, i,
+                words={"exact": "", "math-verify": ""})
+        for i, text in enumerate(texts)
+    ]  # fmt: skip
+    row = evaluate_row(rollouts, label="held-out", split="test", seconds=1.0, usd=0.1, file="f")
+    assert row["maj_k"] == 1.0
+    assert row["pass_at"] == pytest.approx({"1": 0.6, "2": 0.9, "4": 1.0})
+
+
+def test_of_many_pairs_of_models_verdicts_are_corrected() -> None:
+    def exam_of(model: str, solved: int) -> Exam:
+        rollouts = [
+            Rollout(Problem("t", str(i), (Message("user", "?"),), "1"), Completion((1,), (-0.1,), "stop", "1"), 1.0,
+                    "solved" if i < solved else "wrong", model=model)
+            for i in range(60)
+        ]  # fmt: skip
+        return exam(rollouts, {"label": "held-out", "split": "test", "seconds": 1.0, "usd": 0.1, "file": model})
+
+    rows = comparisons([exam_of(name, n) for name, n in (("a", 40), ("b", 46), ("c", 41), ("d", 42))], ())
+    pairs = [row for row in rows if row["kind"] == "models" and row["task"] == ALL_TASKS]
+    assert len(pairs) == 6
+    sure = next(row for row in pairs if {row["a"]["model"], row["b"]["model"]} == {"a", "b"})
+    assert sure["p"] < 0.05 < sure["p_adjusted"]
+    assert sure["verdict"] == "cannot tell"
+    (alone,) = [
+        row for row in comparisons([exam_of("a", 40), exam_of("b", 46)], ())
+        if row["kind"] == "models" and row["task"] == ALL_TASKS
+    ]  # fmt: skip
+    assert (alone["verdict"], alone["p_adjusted"]) == ("better", alone["p"])

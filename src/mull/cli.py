@@ -144,7 +144,7 @@ def _carry_out(plan: Recipe, folder: Path, quiet: bool, max_usd: float | None = 
     from mull.report.html import write_report
     from mull.run import Run
     from mull.stages import recipe
-    from mull.stages.evaluate import OverspentError
+    from mull.stages.evaluate import OverspentError, PausedError
 
     dist.settle()
     directory = Run.open(folder, recipe.identity(plan), rates=plan.rates, quiet=quiet)
@@ -152,14 +152,18 @@ def _carry_out(plan: Recipe, folder: Path, quiet: bool, max_usd: float | None = 
         with _kept(folder):
             if recipe.finished(plan, directory):
                 directory.say(f"{folder} is finished; give another --out to do it again.")
+            code = 0
             try:
                 recipe.main(plan, directory, max_usd)
             except OverspentError as error:
                 directory.say(f"Stopped at --max-cost ${max_usd:g}, after {error}; a larger one goes on from there.")
+            except PausedError as error:
+                code = 1
+                directory.say(f"Not all was answered ({error}). The same command asks for the rest.")
             write_report(folder)
     finally:
         directory.close()
-    return json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    return json.loads((folder / "report.json").read_text(encoding="utf-8")) | {"exit": code}
 
 
 @contextmanager
@@ -223,7 +227,7 @@ def evaluate(
     from mull.stages import recipe
 
     _use(data)
-    tasks = [name.strip() for given in task for name in given.split(",") if name.strip()]
+    tasks = [_task_name(name.strip()) for given in task for name in given.split(",") if name.strip()]
     if not tasks:
         raise UserError("--task names no task; `mull tasks` lists them.")
     targets = [recipe.target(name, key_env) for name in models]
@@ -241,6 +245,8 @@ def evaluate(
         print_json({"out": str(folder), "evals": report["evals"], "overall": report["overall"]})
     else:
         print_run(folder, report)
+    if report["exit"]:
+        raise typer.Exit(report["exit"])
 
 
 @app.command()
@@ -416,6 +422,11 @@ def tasks(
         return
     for problem, solution in shown:
         print_problem(problem, solution)
+
+
+def _task_name(given: str) -> str:
+    """A file is one task however its path is written: ./my.jsonl is my.jsonl."""
+    return os.path.normpath(given) if os.path.sep in given and Path(given).is_file() else given
 
 
 def _numbers(option: str, text: str) -> list[int]:

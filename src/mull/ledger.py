@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import resource
 import sys
 import threading
@@ -200,9 +201,9 @@ class Ledger:
     def record(self, entry: Entry) -> None:
         row = {"name": entry.name, "kind": entry.kind, "session": entry.session, **asdict(entry.bill())}
         self.rows[entry.name, entry.session] = row
-        needs_break = self.path.exists() and not self.path.read_bytes().endswith(b"\n") and self.path.stat().st_size > 0
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(("\n" if needs_break else "") + json.dumps(row) + "\n")
+        with self.path.open("a+b") as file:
+            torn = file.seek(0, os.SEEK_END) > 0 and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
+            file.write((("\n" if torn else "") + json.dumps(row) + "\n").encode())
 
     def price(self, seconds: float, tokens: int = 0, flops: float = 0.0) -> Bill:
         return price(self.rates, seconds, tokens, flops)

@@ -32,6 +32,7 @@ class Speaker:
     chat: Chat | None = None
     longest: int = 0  # tokens of prompt and answer together; 0: whoever answers will say
     turn: AbstractContextManager[Any] = field(default_factory=Lock)  # of one process: one at a time
+    always: bool = False  # it cannot but think
     hear: Callable[[Completion], None] | None = None  # told what it said as a judge: that costs too
 
     def prompt(self, messages: Sequence[Message], thinking: bool) -> tuple[int, ...]:
@@ -174,9 +175,10 @@ def _by_model(task: Judged, problem: Problem, completion: Completion, judge: Spe
         return Verdict(0.0, cut)
     if judge is None:
         raise UserError(f"{task.name} is graded by a model; name one with --judge.")
-    sampling = Sampling(max_tokens=JUDGEMENT, temperature=0.0, thinking=False)
+    most = JUDGEMENT * (8 if judge.always else 1)
+    sampling = Sampling(max_tokens=most, temperature=0.0, thinking=judge.always)
     asks = task.requests_for_judge(problem, completion)
-    requests = [Request(judge.prompt(ask, False), sampling, (i,), ask) for i, ask in enumerate(asks)]
+    requests = [Request(judge.prompt(ask, judge.always), sampling, (i,), ask) for i, ask in enumerate(asks)]
     with judge.turn:
         said = judge.engine.generate(requests)
         if judge.hear is not None:

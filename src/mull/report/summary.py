@@ -28,10 +28,12 @@ from mull.model.families import read_config
 from mull.model.flops import parameters
 from mull.report import stats
 from mull.run import MACHINE, Run, read_json
+from mull.text.votes import result
 from mull.types import OUTCOMES, Rollout, UserError, read_rollouts
 
 SHOWN = 6  # rollouts of an exam kept whole, to show: so many right and so many not
 ALL_TASKS = "all tasks"
+NUMERIC = {"exact", "math-verify", "number"}  # verifiers that look for a result in the answer
 HELD_OUT = "held-out"
 TEACHER = "its teacher"
 
@@ -93,9 +95,12 @@ def _answer(rollout: Rollout) -> Answer:
 
 
 def _vote(rollout: Rollout) -> str | None:
-    """Answers vote together when they read the same, case and spacing aside."""
+    """Answers vote together when they come to the same: results of mathematics by value, others word for word."""
     if rollout.outcome in ("truncated", "unparsed", "infrastructure"):
         return None
+    if rollout.words.keys() & NUMERIC:
+        found = result(rollout.completion.text)
+        return None if found is None else str(found)
     return " ".join(rollout.completion.text.casefold().split())
 
 
@@ -181,8 +186,10 @@ def _repeated(problems: Sequence[Sequence[Answer]]) -> Row:
     n = len(problems)
     passed = sum(stats.pass_at_k(len(r), sum(r), k) for r in right)
     agreed = sum(stats.majority(v, r) for v, r in zip(votes, right, strict=True))
+    ks = [2**i for i in range(k.bit_length()) if 2**i <= k]
     return {
         "k": k,
+        "pass_at": {str(few): sum(stats.pass_at_k(len(r), sum(r), few) for r in right) / n for few in ks},
         "pass_k": passed / n,
         "pass_k_ci95": list(stats.wilson(passed, n)),  # one answer per problem, as it were: never too narrow
         "maj_k": agreed / n,
@@ -370,6 +377,7 @@ def comparisons(exams: Sequence[Exam], pairs: Sequence[tuple[str, str, str]]) ->
             by_task.setdefault(name, {}).update(solved)
     models = list(dict.fromkeys(model for _, model, _ in shares))
     labels = list(dict.fromkeys(label for label, _, _ in shares))
+    chosen = bool(pairs)  # before anybody had answered
     pairs = pairs or [(b, a, "") for i, a in enumerate(models) for b in models[i + 1 :]]
     wanted = [("thinking", "the same weights, answering at once", (m, True), (m, False)) for m in models]
     modes = {model: {mode for _, name, mode in shares if name == model} for model in models}
@@ -382,7 +390,27 @@ def comparisons(exams: Sequence[Exam], pairs: Sequence[tuple[str, str, str]]) ->
             results = ((task, stats.paired(left[task], right[task])) for task in left if task in right)
             rows = [_comparison(kind, why, label, task, a, b, result) for task, result in results if result]
             found += adjust(rows)
-    return found
+    return found if chosen else _over_pairs(found)
+
+
+def _over_pairs(found: Sequence[Row]) -> list[Row]:
+    """Where all models meet all others, verdicts over all tasks go by p-values corrected for the number of pairs."""
+    meetings: dict[str, list[int]] = {}
+    for i, row in enumerate(found):
+        if row["kind"] == "models" and row["task"] == ALL_TASKS:
+            meetings.setdefault(row["label"], []).append(i)
+    corrected = list(found)
+    for places in meetings.values():
+        for i, p in zip(places, stats.holm([found[i]["p"] for i in places]), strict=True):
+            corrected[i] = _told(found[i], p)
+    return corrected
+
+
+def _told(row: Row, p: float) -> Row:
+    """The row with the verdict that this p gives."""
+    verdict = stats.verdict(p, row["difference"])
+    needed = row["problems_needed"] if verdict == stats.UNTOLD else None
+    return row | {"p_adjusted": p, "verdict": verdict, "problems_needed": needed}
 
 
 def _modes(ours: set[bool], theirs: set[bool]) -> list[tuple[bool, bool]]:
@@ -414,13 +442,7 @@ def adjust(rows: Sequence[Row]) -> list[Row]:
     """Verdicts on single tasks, by p-values corrected for how many tasks there are; on all tasks, as it was."""
     tasks = [row for row in rows if row["task"] != ALL_TASKS]
     raised = iter(stats.holm([row["p"] for row in tasks]))
-    found = []
-    for row in rows:
-        p = row["p"] if row["task"] == ALL_TASKS else next(raised)
-        verdict = stats.verdict(p, row["difference"])
-        needed = row["problems_needed"] if verdict == stats.UNTOLD else None
-        found.append(row | {"p_adjusted": p, "verdict": verdict, "problems_needed": needed})
-    return found
+    return [_told(row, row["p"] if row["task"] == ALL_TASKS else next(raised)) for row in rows]
 
 
 __all__ = [

@@ -88,8 +88,7 @@ def _leading(pairs: Sequence[Row], scored: Sequence[Row], names: _Names) -> str:
         return _sentence(pairs[0], names, _of(tasks))
     first = max(scored, key=lambda row: row["accuracy"])
     against = [_turned(row, first) for row in pairs if _target(first) in (_target(row["a"]), _target(row["b"]))]
-    raised = stats.holm([row["p"] for row in against])
-    told = [row for row, p in zip(against, raised, strict=True) if stats.verdict(p, row["difference"]) == "better"]
+    told = [row for row in against if row["verdict"] == "better"]
     untold = [row for row in against if row not in told]
     parts = [
         f"{names.of(first)} solves the most, {words.percent(first['accuracy'])} of {_problems(first['n'])}"

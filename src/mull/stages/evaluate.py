@@ -12,17 +12,18 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from mull.data.sources import Draw, seed_of
 from mull.engine.engine import LocalEngine
-from mull.engine.remote import RemoteEngine
+from mull.engine.remote import NOT_ASKED, RemoteEngine
 from mull.engine.rollout import Speaker, rollouts, spent
 from mull.ledger import Entry
 from mull.report.summary import HELD_OUT, evaluate_row
-from mull.run import write_atomic
+from mull.run import read_json, write_atomic
 from mull.stages.kept import Kept
 from mull.stages.stage import Context, StageConfig
 from mull.tasks import find
@@ -93,8 +94,12 @@ def _name(stage: str, model: str, exam: Exam, thinking: bool) -> str:
     return "_".join("".join(c if c.isalnum() or c in "-_.=," else "" for c in part) for part in parts if part)
 
 
-class OverspentError(Exception):
-    """The next answer would cost more than the user wants to pay; what is answered is kept."""
+class PausedError(Exception):
+    """Not all is answered, and the same command goes on: what there is is kept, and in the report."""
+
+
+class OverspentError(PausedError):
+    """The next answer would cost more than the user wants to pay."""
 
 
 def main(cfg: EvaluateConfig, ctx: Context) -> None:
@@ -105,16 +110,32 @@ def main(cfg: EvaluateConfig, ctx: Context) -> None:
     for line in dict.fromkeys(task.warning() for task in tasks if isinstance(task, Cautious)):
         run.say(line)
     speakers: dict[str, Speaker] = {}
+    lost: dict[str, str] = {}  # what was not answered to the end, and why
     judge = ctx.speaker(cfg.judge, cfg.rows) if cfg.judge else None
     with run.ledger.stage(cfg.name, cfg.kind) as entry, run.progress(cfg.name, len(sat), unit="exam") as progress:
         for number, sitting in enumerate(sat, 1):
-            if not run.rollouts_path(sitting.name).exists():
-                if (model := sitting.model) not in speakers:
-                    speakers = {model: ctx.speaker(model, cfg.rows)}
-                row = _Sitter(cfg, ctx, sitting, speakers[model], judge, entry, progress.note).sit()
-                progress.update(number, solved=row["accuracy"] or 0.0)
-            else:
+            if _whole(run.rollouts_path(sitting.name)):
                 progress.update(number)
+                continue
+            if (model := sitting.model) not in speakers:
+                speakers = {model: ctx.speaker(model, cfg.rows)}
+            try:
+                row = _Sitter(cfg, ctx, sitting, speakers[model], judge, entry, progress.note).sit()
+            except UserError as error:
+                if model not in ctx.endpoints:
+                    raise
+                lost[sitting.name] = str(error)  # one endpoint's refusal is not the end of the others
+                continue
+            if row.get("missing"):
+                lost[sitting.name] = f"{row['missing']} answers never came"
+            progress.update(number, solved=row["accuracy"] or 0.0)
+    if lost:
+        raise PausedError("; ".join(f"{name}: {why}" for name, why in lost.items()))
+
+
+def _whole(answers: Path) -> bool:
+    """Whether a set was answered to its end, as far as it ever can be."""
+    return answers.exists() and not read_json(answers.with_suffix(".json")).get("missing")
 
 
 def check(cfg: EvaluateConfig) -> None:
@@ -137,6 +158,7 @@ class _Sitter:
         self.entry, self.note = entry, note
         self.log = ctx.log(cfg.name, sitting.name) if speaker.chat else None
         self.kept = None if self.log else Kept(ctx.run.tokens_dir(cfg.name) / f"{sitting.name}.jsonl")
+        self.over = False  # the price is reached
         known = self.kept.known.values() if self.kept else ()
         self.came = sum(1 + len(rollout.earlier) for rollout in known)
         self.began, self.joules = time.perf_counter(), entry.meter.joules()
@@ -157,15 +179,20 @@ class _Sitter:
         budget = cfg.thinking_tokens if exam.thinking_tokens is None else exam.thinking_tokens
         if budget is not None and self.sitting.thinking:
             sampling = replace(sampling, thinking_tokens=budget)
+        if self.kept:
+            self.kept.hold(self.problems)
+        if self._too_dear():
+            raise self._overspent()
         answers = rollouts(
             self.problems, self.speaker.engine, self.speaker.chat, samples=self.samples, sampling=sampling,
             thinking=self.sitting.thinking, model_name=self.sitting.model, on_finish=self._came, log=self.log,
             longest=self.speaker.longest, known=self.kept.known if self.kept else None,
             keep=self._keep if self.kept else None, judge=self.judge,
         )  # fmt: skip
-        if isinstance(self.speaker.engine, RemoteEngine) and self.speaker.engine.stopped:
+        row = self._write(answers)
+        if self.over:
             raise self._overspent()
-        return self._write(answers)
+        return row
 
     def _came(self, _: int, answer: Completion) -> None:
         if answer.finish == "cancelled":
@@ -173,11 +200,14 @@ class _Sitter:
         self.came += 1
         self.entry.add(usd=answer.usd or 0.0)
         self.note(f"answer {self.came}/{self.expected}", answer.count)
-        most = self.ctx.max_usd
-        if most is not None and self.ctx.run.ledger.total().usd > most:
+        if self._too_dear():
             if not isinstance(self.speaker.engine, RemoteEngine):
                 raise self._overspent()
+            self.over = True
             self.speaker.engine.stop()  # what is under way there is paid for, and comes
+
+    def _too_dear(self) -> bool:
+        return self.ctx.max_usd is not None and self.ctx.run.ledger.total().usd > self.ctx.max_usd
 
     def _heard(self, judgement: Completion) -> None:
         self.judging += judgement.usd or 0.0
@@ -208,11 +238,14 @@ class _Sitter:
         }  # fmt: skip
         if not self.speaker.chat:
             facts |= {"charged_usd": charged, "remote": True}
+        if missing := sum(r.completion.finish == "cancelled" for r in answers):
+            facts["missing"] = missing
+            answers = [r for r in answers if r.completion.error != NOT_ASKED]
         if self.judging:
             facts["judge_usd"] = self.judging
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path.with_suffix(".json"), json.dumps(facts))
         write_rollouts(path, answers)  # last: its presence says that the set is whole
-        if self.kept:
+        if self.kept and not missing:
             self.kept.forget()
         return evaluate_row(answers, **facts)

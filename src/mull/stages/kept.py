@@ -7,14 +7,15 @@ none of this: engine/tokenlog.py keeps single tokens, and answers that are known
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
 
-from mull.types import Rollout
+from mull.types import Problem, Rollout
 
 
 class Kept:
-    """One file. `known` are the answers of earlier sessions, `seconds` what those took, `usd` what they were charged.
+    """One file. `known` are the answers of earlier sessions, `seconds` what those took.
 
     Lines reach the system at once; a kill costs none that was written whole.
     """
@@ -35,6 +36,15 @@ class Kept:
                 self.known[rollout.problem.id, rollout.sample] = rollout
         path.parent.mkdir(parents=True, exist_ok=True)
         self._torn = path.exists() and not path.read_bytes().endswith(b"\n") and path.stat().st_size > 0
+
+    def hold(self, problems: Sequence[Problem]) -> None:
+        """Answers to what is no longer asked so are none: a file may have been edited meanwhile."""
+        now = {problem.id: problem for problem in problems}
+        for name, sample in [*self.known]:
+            was, asked = self.known[name, sample].problem, now.get(name)
+            same = asked is not None and was.messages[: len(asked.messages)] == asked.messages
+            if asked is None or not same or (was.answer, was.meta) != (asked.answer, asked.meta):
+                del self.known[name, sample]
 
     def keep(self, rollout: Rollout, seconds: float) -> None:
         """`seconds` of all sessions; from any thread."""

@@ -250,7 +250,13 @@ def identity(recipe: Recipe) -> dict[str, Any]:
             name: digest([path] if path.is_file() else sorted(one for one in path.iterdir() if one.is_file()))
             for name, path in ((name, Path(where)) for name, where in recipe.outside.items())
         }
+    if files := {task: path for task in _exam_tasks(recipe) if (path := Path(task)).is_file()}:
+        plain["tasks"] = {task: digest([path]) for task, path in files.items()}
     return plain
+
+
+def _exam_tasks(recipe: Recipe) -> list[str]:
+    return [exam.task for stage in recipe.stage if isinstance(stage, EvaluateConfig) for exam in stage.exams]
 
 
 Target = Located | Endpoint

@@ -7,6 +7,7 @@ one another; the recipe chains them.
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -91,7 +92,9 @@ class Context:
     def speaker(self, name: str, rows: int) -> Speaker:
         """Whoever answers as `name`: a model in this process, or an endpoint."""
         if name in self.endpoints:
-            return Speaker(RemoteEngine(self.endpoints[name], say=self.run.say))
+            served = self.endpoints[name]
+            engine = RemoteEngine(served, say=self.run.say)
+            return Speaker(engine, turn=nullcontext(), always=False not in served.modes)
         weights, chat = self.load(name, mtp=False)
         return Speaker(self.engine(weights, chat, rows), chat, weights.cfg.max_length)
 
