@@ -28,9 +28,7 @@ def said(text: str, **more: Any) -> Completion:
 
 
 def names(cues: list[str], words: str) -> bool:
-    problem = Problem("ambiguity", "x", (), "", {
-        "variant": "underspecified", "name": "it", "cues": cues, "others": [], "never": [], "stated": [],
-    })  # fmt: skip
+    problem = Problem("ambiguity", "x", (), "", {"variant": "underspecified", "name": "it", "cues": cues})
     return TASK.judge(problem, said(f"QUESTION: {words}")).outcome == "solved"
 
 

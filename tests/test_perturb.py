@@ -132,7 +132,7 @@ def test_a_name_is_exchanged_however_it_is_spelt(spelt):
 
 
 @published
-@pytest.mark.parametrize("name", ["gsm8k", "svamp"])
+@pytest.mark.parametrize("name", ["svamp", pytest.param("gsm8k", marks=pytest.mark.slow)])
 def test_nobody_of_a_published_problem_is_left_in_its_variant(name, shared):
     """A person who is neither known nor in the variant any more; however the name is spelt."""
     of = mathematics()[name]

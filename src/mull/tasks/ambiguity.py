@@ -414,11 +414,11 @@ def names(problem: Problem, words: str) -> bool:
     question that the text is silent about.
     """
     meta, numbers = problem.meta, set(numbers_in(words))
-    if len(words.split()) > WORDS or len([cues for cues in meta["others"] if cued(cues, words)]) > 1:
+    if len(words.split()) > WORDS or len([cues for cues in meta.get("others", ()) if cued(cues, words)]) > 1:
         return False
-    if meta["never"] and cued(meta["never"], words):
+    if (never := meta.get("never")) and cued(never, words):
         return False
-    stated = set(meta["stated"])
+    stated = set(meta.get("stated", ()))
     return cued(meta["cues"], words) or (len(stated) == 2 and stated <= numbers and len(numbers - stated) <= 1)
 
 
