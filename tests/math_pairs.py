@@ -16,31 +16,31 @@ EQUAL = r"""
 10,080 ;; 10080 ;; 10{,}080 ;; 10,\!080 ;; 10\,080 ;; 10080.0 ;; 1.008 \times 10^4 ;; 1.008\cdot10^{4} ;; \$10,080
 1234567 ;; 1,234,567 ;; 1{,}234{,}567 ;; 1,\!234,\!567
 \frac{3}{4} ;; 0.75 ;; 75\% ;; \frac34 ;; 3/4 ;; \frac{6}{8} ;; \frac 34 ;; {3}/{4} ;; 1-\frac14 ;; \dfrac34
-1\frac{4}{5} ;; \frac{9}{5} ;; 9/5 ;; 1.8 ;; 1 4/5 ;; 1 \frac45 ;; 1\dfrac{4}{5} ;; 1+\frac45
+2\frac{3}{5} ;; \frac{13}{5} ;; 13/5 ;; 2.6 ;; 2 3/5 ;; 2 \frac35 ;; 2\dfrac{3}{5} ;; 2+\frac35
 -1\frac{1}{2} ;; -\frac32 ;; -1.5 ;; -3/2
 3\sqrt{13} ;; 3 \sqrt{13} ;; \sqrt{117} ;; 3\sqrt{13}\text{ units} ;; 3\cdot\sqrt{13} ;; \sqrt{13}\cdot 3 ;; 3*sqrt(13) ;; \sqrt{9}\sqrt{13} ;; \frac{39}{\sqrt{13}} ;; 3(13)^{1/2}
 11\sqrt2 ;; 11\sqrt{2} ;; \sqrt{242} ;; \frac{22}{\sqrt2} ;; 11 \cdot 2^{1/2} ;; 11√2
-\frac{\sqrt{3}}{3} ;; \frac{1}{\sqrt{3}} ;; \frac{\sqrt3}3 ;; 3^{-1/2} ;; \sqrt{\frac13} ;; \sqrt{3}/3 ;; \tan\frac{\pi}{6} ;; \tan(\pi/6)
+\frac{\sqrt{7}}{7} ;; \frac{1}{\sqrt{7}} ;; \frac{\sqrt7}7 ;; 7^{-1/2} ;; \sqrt{\frac17} ;; \sqrt{7}/7 ;; \frac{7}{7\sqrt7} ;; \sqrt{7}\cdot\frac17
 1+\sqrt{2} ;; \sqrt{2}+1 ;; \sqrt{3+2\sqrt{2}} ;; \frac{1}{\sqrt2-1} ;; \cot\frac{\pi}{8}
 \sqrt[3]{2} ;; 2^{1/3} ;; 2^{\frac{1}{3}} ;; \sqrt[3]2 ;; \sqrt[6]{4} ;; \frac{2}{\sqrt[3]{4}}
 \frac{\sqrt6+\sqrt2}{4} ;; \cos\frac{\pi}{12} ;; \sin\frac{5\pi}{12} ;; \frac{\sqrt{2}(\sqrt3+1)}{4} ;; \frac{1}{\sqrt6-\sqrt2}
 \frac{1+\sqrt5}{2} ;; 2\cos\frac{\pi}{5} ;; \frac{2}{\sqrt5-1} ;; \frac12+\frac{\sqrt5}{2} ;; 0.5+0.5\sqrt5
 2\pi ;; \pi \cdot 2 ;; 2 \pi ;; \pi+\pi ;; 2π ;; 2pi ;; \frac{4\pi}{2} ;; 2*\pi
 288 \pi ;; 288\pi ;; \pi 288 ;; 288\pi\text{ cubic inches} ;; 288 \cdot \pi
--\frac{\pi}{6} ;; -\pi/6 ;; \frac{-\pi}{6} ;; -\frac16\pi ;; \frac{\pi}{-6}
+-\frac{\pi}{8} ;; -\pi/8 ;; \frac{-\pi}{8} ;; -\frac81\pi ;; \frac{\pi}{-8}
 18+2\pi ;; 2\pi+18 ;; 2(\pi+9) ;; 2(9+\pi)
-\frac{20000}{\pi} ;; 20000/\pi ;; 20{,}000\pi^{-1} ;; \frac{20,000}{\pi}
+\frac{30000}{\pi} ;; 30000/\pi ;; 30{,}000\pi^{-1} ;; \frac{30,000}{\pi}
 e^2 ;; e^{2} ;; e\cdot e ;; \exp(2) ;; \frac{1}{e^{-2}}
 1-\frac1e ;; 1-e^{-1} ;; \frac{e-1}{e} ;; 1 - 1/e
 \ln 8 ;; 3\ln 2 ;; \ln(8) ;; \ln 2+\ln 4 ;; -\ln\frac18
 \log_2 3 ;; \frac{\ln 3}{\ln 2} ;; \log_{2}{3} ;; \log_4 9 ;; \frac{1}{\log_3 2}
 90^\circ ;; 90 ;; 90^{\circ} ;; 90° ;; 90\text{ degrees} ;; 90 degrees ;; 90\degree ;; 90.0^\circ
-\frac{270}7\text{ degrees} ;; \frac{270}{7} ;; \frac{270}{7}^\circ ;; 270/7 ;; 38\frac47
+\frac{290}7\text{ degrees} ;; \frac{290}{7} ;; \frac{290}{7}^\circ ;; 290/7 ;; 41\frac37
 50 ;; 50\% ;; 50\text{ percent}
 50\% ;; 50 ;; 50 percent ;; 50\text{ percent} ;; 0.5 ;; \frac12 ;; 50.0\% ;; 50 %
-864 \mbox{ inches}^2 ;; 864 ;; 864\text{ square inches} ;; 864 \text{ in}^2 ;; 864 \text{ sq in} ;; 864\text{ square units}
-15\mbox{ cm}^2 ;; 15 ;; 15\text{ cm}^2 ;; 15 \text{ square centimeters} ;; 15~\mathrm{cm}^2 ;; 15 cm^2
-5.4 \text{ cents} ;; 5.4 ;; 5.4\text{ cents} ;; 5.4 cents ;; \frac{27}{5}
+742 \mbox{ inches}^2 ;; 742 ;; 742\text{ square inches} ;; 742 \text{ in}^2 ;; 742 \text{ sq in} ;; 742\text{ square units}
+35\mbox{ cm}^2 ;; 35 ;; 35\text{ cm}^2 ;; 35 \text{ square centimeters} ;; 35~\mathrm{cm}^2 ;; 35 cm^2
+6.2 \text{ cents} ;; 6.2 ;; 6.2\text{ cents} ;; 6.2 cents ;; \frac{31}{5}
 \$18.90 ;; 18.9 ;; 18.90 ;; \$18.9 ;; 18.90\text{ dollars}
 6-5i ;; 6 - 5i ;; -5i+6 ;; 6+(-5)i ;; 6-5 i ;; (6-5i) ;; z=6-5i ;; \frac{1}{\frac{6+5i}{61}}
 1+274i ;; 274i+1 ;; 1+274 \cdot i
@@ -48,7 +48,7 @@ i ;; \frac{1+i}{1-i} ;; i^5 ;; -i^3 ;; \sqrt{-1}
 (3,4] ;; (3, 4] ;; \left(3,4\right] ;; 3<x\le4 ;; x\in(3,4] ;; 3 < x \leq 4
 [-2,7] ;; [-2, 7] ;; x\in[-2,7] ;; -2\le x\le7 ;; \left[-2,7\right] ;; 7 \geq x \geq -2
 (2,\infty) ;; x>2 ;; (2, +\infty) ;; 2<x ;; \left(2,\infty\right) ;; x \in (2,\infty) ;; (2,∞)
-(-\infty,0] ;; x\le0 ;; (-\infty, 0] ;; x \leq 0 ;; 0\ge x
+(-\infty,-7] ;; x\le-7 ;; (-\infty, -7] ;; x \leq -7 ;; -7\ge x
 (0,9)\cup(9,36) ;; (9,36)\cup(0,9) ;; (0, 9) \cup (9, 36) ;; x\in(0,9)\cup(9,36)
 (-\infty,2)\cup(3,\infty) ;; x<2\text{ or }x>3 ;; x < 2 or x > 3 ;; (3,\infty)\cup(-\infty,2)
 (-\infty,1)\cup(1,\infty) ;; x\ne1 ;; \mathbb{R}\setminus\{1\} ;; x \neq 1
@@ -59,7 +59,7 @@ i ;; \frac{1+i}{1-i} ;; i^5 ;; -i^3 ;; \sqrt{-1}
 1\pm\sqrt{19} ;; 1+\sqrt{19},1-\sqrt{19} ;; 1-\sqrt{19}, 1+\sqrt{19} ;; \{1\pm\sqrt{19}\} ;; 1±\sqrt{19} ;; 1\mp\sqrt{19} ;; \frac{2\pm\sqrt{76}}{2}
 \{1\pm\sqrt5,-2\} ;; 1+\sqrt5,1-\sqrt5,-2 ;; \{-2,1-\sqrt5,1+\sqrt5\}
 \pm 3 ;; 3,-3 ;; -3, 3 ;; \{-3,3\} ;; 3\text{ or }-3
-\begin{pmatrix} 1/5 \\ -18/5 \end{pmatrix} ;; \begin{pmatrix}0.2\\-3.6\end{pmatrix} ;; \begin{bmatrix}\frac15\\-\frac{18}5\end{bmatrix} ;; \begin{pmatrix} \frac{1}{5} \\ \frac{-18}{5} \end{pmatrix}
+\begin{pmatrix} 1/5 \\ -17/5 \end{pmatrix} ;; \begin{pmatrix}0.2\\-3.4\end{pmatrix} ;; \begin{bmatrix}\frac15\\-\frac{17}5\end{bmatrix} ;; \begin{pmatrix} \frac{1}{5} \\ \frac{-17}{5} \end{pmatrix}
 \begin{pmatrix}-1&0\\0&-1\end{pmatrix} ;; \begin{bmatrix} -1 & 0 \\ 0 & -1 \end{bmatrix} ;; \left(\begin{matrix}-1&0\\0&-1\end{matrix}\right)
 2516_8 ;; 2516_{8} ;; 2516_{\text{eight}} ;; 2516 \text{ base } 8
 4210_{5} ;; 4210_5 ;; 04210_5
@@ -76,10 +76,10 @@ p-q ;; -q+p ;; p - q ;; -(q-p)
 \sin 2x ;; 2\sin x\cos x ;; \sin(2x) ;; 2 \cos x \sin x
 2^{n+1} ;; 2\cdot2^n ;; 2^n\cdot 2 ;; 2^{1+n} ;; 2^n+2^n
 \sqrt{x} ;; x^{1/2} ;; \sqrt x ;; x^{0.5}
-\frac{11+9a}{20} ;; \frac{9a+11}{20} ;; (11+9a)/20 ;; 0.45a+0.55 ;; \frac{11}{20}+\frac{9}{20}a
+\frac{13+7a}{20} ;; \frac{7a+13}{20} ;; (13+7a)/20 ;; 0.35a+0.65 ;; \frac{13}{20}+\frac{7}{20}a
 2k+2 ;; 2(k+1) ;; 2 + 2k ;; 2k + 2
 \text{(C)} ;; C ;; (C) ;; \text{C} ;; \textbf{(C)} ;; (\text{C}) ;; \textbf{(C)}\ 18 ;; \mathrm{C} ;; (C)~7
-\text{Evelyn} ;; Evelyn ;; \text{evelyn} ;; \textbf{Evelyn} ;; \mathrm{Evelyn} ;; > The answer is Evelyn.
+\text{Ottilie} ;; Ottilie ;; \text{ottilie} ;; \textbf{Ottilie} ;; \mathrm{Ottilie} ;; > The answer is Ottilie.
 \text{even} ;; even ;; Even ;; \text{ even}
 720 ;; 6! ;; 6\cdot5! ;; 720\text{ ways} ;; \binom{10}{3}\cdot6 ;; 3!\cdot120
 120 ;; \binom{10}{3} ;; \dbinom{10}{3} ;; {10 \choose 3}
@@ -152,12 +152,12 @@ p-q ;; q-p ;; p+q ;; p ;; -p-q ;; \frac{p}{q} ;; P-Q
 e^x ;; e^{-x} ;; x^e ;; e^{2x} ;; ex ;; 2.71828^x
 \ln 2 ;; \ln 3 ;; \log 2 ;; \log_2 e ;; -\ln2 ;; 0.693147 ;; 0.69314718055994530942
 \text{(C)} ;; (D) ;; B ;; (C)\text{ or }(D) ;; \text{(C), (D)} ;; ABC ;; \text{not C} ;; C,D ;; 3 ;; \text{(A)(B)(C)(D)(E)} ;; (B) (C) ;; \text{none}
-\text{Evelyn} ;; Evan ;; \text{Evelyn or Bob} ;; \text{not Evelyn} ;; E ;; \text{Eve lyn} ;; \text{Evelyn and Briana} ;; 5
+\text{Ottilie} ;; Otto ;; \text{Ottilie or Bob} ;; \text{not Ottilie} ;; O ;; \text{Otti lie} ;; \text{Ottilie and Briana} ;; 5
 \text{even} ;; odd ;; \text{neither} ;; \text{even or odd} ;; \text{not even} ;; 2
 \text{yes} ;; no ;; \text{yes and no} ;; \text{maybe}
 50\% ;; 5\% ;; 0.05 ;; 50.5\% ;; 500\% ;; 5 ;; \frac{1}{50} ;; 50\text{ dollars}
-15\mbox{ cm}^2 ;; 15\text{ m}^2 ;; 15\text{ cm} ;; 15\text{ cm}^3 ;; 150\text{ cm}^2 ;; 15^2 ;; 15\text{ inches}^2
-5.4\text{ cents} ;; 5.4\text{ dollars} ;; 54\text{ cents} ;; \$5.40 ;; 5.5\text{ cents}
+35\mbox{ cm}^2 ;; 35\text{ m}^2 ;; 35\text{ cm} ;; 35\text{ cm}^3 ;; 350\text{ cm}^2 ;; 35^2 ;; 35\text{ inches}^2
+6.2\text{ cents} ;; 6.2\text{ dollars} ;; 62\text{ cents} ;; \$6.20 ;; 6.3\text{ cents}
 10,080 ;; 10,800 ;; 10.080 ;; 10, 80 ;; (10,080) ;; 1,0080 ;; 100,80 ;; 10,08
 1000 ;; 1,00 ;; 10^4 ;; 1,0000 ;; 100 ;; 1.000 ;; 1\text{ thousand and one}
 720 ;; 6 ;; 6!! ;; 7! ;; 5! ;; 72 ;; 3!! - 1

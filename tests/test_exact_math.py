@@ -49,6 +49,29 @@ def test_it_says_what_it_compared() -> None:
     assert len(compare("1" * 500, "2" * 500).words) < 120
 
 
+@pytest.mark.parametrize(
+    "answer",
+    ["AB = 8", "|AB| = 8", "f(3) = 8", "P(X) = 8", "a+b = 8", r"n_{\min} = 8", r"\angle ABC = 8^\circ", "B) 8",
+     "a+b = 3+5 = 8", r"\color{red}8", r"\text{Answer: }8", r"\text{\$}8"],
+)  # fmt: skip
+def test_a_value_with_its_name(answer: str) -> None:
+    assert compare("8", answer).equal is True
+    assert compare("9", answer).equal is not True
+
+
+@pytest.mark.parametrize(
+    "answer", ["2x = 8", "x^2 = 8", r"\cos x = 8", "cos(x) = 8", "not = 8", "3+4 = 8", "A = 7 = 8"]
+)
+def test_an_equation_to_solve_is_no_value_with_a_name(answer: str) -> None:
+    assert compare("8", answer).equal is not True
+
+
+def test_digits_that_repeat_and_spaces_between_thousands() -> None:
+    assert compare("1/6", r"0.1\overline{6}").equal is True
+    assert compare("1/6", r"0.\overline{16}").equal is False
+    assert compare("41000", "41 000").equal is True
+
+
 FORMS = (
     r"\frac{%d}{%d}",
     r"\dfrac{%d}{%d}",

@@ -75,13 +75,18 @@ def test_some_gold_answers_of_the_larger_sets(tasks: dict[str, Mathematics], dat
     assert unsolved(tasks[name], tasks[name].problems("test", 60)) == []
 
 
+def plain(answer: str) -> str:
+    """Compared as text alone, so that no verifier is asked about itself."""
+    return answer.replace(" ", "").replace(",", "").lstrip("0") or "0"
+
+
 @pytest.mark.parametrize("name", ["aime24", "math500", "gsm8k"])
 def test_another_problems_answer_is_wrong(tasks: dict[str, Mathematics], data: None, name: str) -> None:
     task = tasks[name]
     problems = task.problems("test", 40, seed=1)
     for one, other in pairwise(problems):
         solved = task.judge(one, said(task.gold(other))).outcome == "solved"
-        assert not solved or task.compare(one.answer, f"\\boxed{{{other.answer}}}").outcome == "solved"
+        assert solved is (plain(one.answer) == plain(other.answer)), (one.answer, other.answer)
         assert task.judge(one, said(task.gold(one), "length")).outcome == "truncated"
 
 
@@ -172,7 +177,7 @@ def test_the_pair_of_verifiers_on_the_corpus(tasks: dict[str, Mathematics]) -> N
     accepted = [pair for pair, outcome in attacks if outcome == "solved"]
     assert not accepted, f"{len(accepted)} of {len(attacks)} attacks solved: {accepted}"
     counts = Counter(outcome for _, outcome in others)
-    assert counts["solved"] >= 0.9 * len(others), f"of {len(others)}: {counts}"
+    assert counts["solved"] >= 0.97 * len(others), f"of {len(others)}: {counts}"
     assert counts["wrong"] + counts["unparsed"] <= len(others) / 100, f"of {len(others)}: {counts}"
 
 

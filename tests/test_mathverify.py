@@ -85,3 +85,22 @@ def test_a_missing_package_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "math_verify", None)  # as an import that fails
     with pytest.raises(UserError, match="pip install 'math-verify"):
         MathVerify().ready()
+
+
+@NEEDED
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [
+        ("18", "The answer is `18`."),
+        ("18", r"\boxed{€18}"),
+        ("2.5", r"\boxed{2 1/2}"),
+        ("2\\pi", r"\boxed{2pi}"),
+        ("7\\sqrt3", r"\boxed{7√3}"),
+        ("\\emptyset", r"\boxed{\varnothing}"),
+        ("1/6", r"\boxed{0.1\overline{6}}"),
+        ("53_8", r"\boxed{53 \text{ base } 8}"),
+        ("8", r"\boxed{\color{red}8}"),
+    ],
+)
+def test_writings_that_it_is_shown_in_its_own(second: MathVerify, gold: str, answer: str) -> None:
+    assert second.compare(gold, answer)[0] is True

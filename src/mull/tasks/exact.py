@@ -15,12 +15,17 @@ from itertools import pairwise
 from mull.tasks.algebra import Algebra, TooHard, exact
 from mull.tasks.equality import near, same
 from mull.tasks.latex import Group, Item, Numeral, Op, Quantity, Relation, Tree, Words, read
-from mull.tasks.writings import Unreadable, cleaned
+from mull.tasks.units import HEDGED
+from mull.tasks.writings import FUNCTIONS, Unreadable, cleaned
 
 MOST = 60  # items of a set that are compared with each other
 SHOWN = 40  # letters of a result in words
 SETS = ("{}", ",", "or")  # kinds of groups that are in any order
 CHOICE = re.compile(r"\s*\(?\s*(?:\\word<)?\(?\s*([A-J])\s*\)?>?\s*[).:]\s*(.*)", re.DOTALL)
+PART = (r"(?:m?\s*\\(?:angle|triangle|overline|vec)(?![a-zA-Z])\s*)?\{?(?:[A-Za-z]{1,3}|[A-Z]{4})'*\}?"
+        r"(?:_(?:\w|\{[^{}]*\}))?(?:\([^()=<>]*\))?")  # fmt: skip
+# AB, f(3), a+b: no unknown to solve
+LABEL = re.compile(rf"\s*(?:\|\s*{PART}\s*\||{PART}(?:\s*[-+]\s*{PART})*)\s*=(?![=<>])")
 FLIPPED = {">": "<", ">=": "<="}
 INFINITE: tuple[Tree, ...] = ("inf", Op("neg", ("inf",)))
 
@@ -52,11 +57,23 @@ def _compared(gold: str, answer: str) -> bool | None:
     if _bare(gold) == _bare(answer):
         return bool(_bare(gold)) or None
     wanted = read(gold)
-    if (letter := _choice(wanted)) and (found := CHOICE.fullmatch(cleaned(answer))):
+    answer = cleaned(answer)
+    letter, found = _choice(wanted), CHOICE.fullmatch(answer)
+    if letter and found:
         others = re.search(r"\([A-J]\)|\b(?:or|and|not)\b", found[2])
         return None if others else found[1].casefold() == letter.casefold()
+    if isinstance(wanted, Quantity):
+        answer = found[2] if found and ")" in answer[: found.start(2)] else _unlabelled(answer)
     given = read(answer)
     return items_same(wanted, given)
+
+
+def _unlabelled(text: str) -> str:
+    """The value of a thing that has a name, such as f(3) = 8."""
+    label = LABEL.match(text)
+    if not label or HEDGED.search(label[0]) or label[0].strip().startswith((*FUNCTIONS, "sqrt")):
+        return text
+    return text[label.end() :]
 
 
 def _bare(text: str) -> str:
@@ -286,6 +303,8 @@ def _equation(sides: list[Item]) -> Item:
     """name = value, curve = curve, or the value where all sides are the same."""
     first = sides[0]
     labelled = isinstance(first, Words) or (isinstance(first, Group) and all(map(_name, first.items)))
+    if isinstance(first, Words) and HEDGED.search(first.text):
+        raise Unreadable(f"{first.text[:30]!r} is no name")
     if labelled:
         sides = sides[1:]
     elif _name(first) or len(sides) == 2:

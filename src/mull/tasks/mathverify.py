@@ -17,7 +17,8 @@ from functools import lru_cache
 from typing import Any
 
 from mull.tasks.apart import Apart, StoppedError, attend, limit
-from mull.tasks.results import boxes
+from mull.tasks.results import boxes, result, spoken
+from mull.tasks.writings import unrepeated
 
 SECONDS = 5.0  # of the processor for one answer, so that a busy machine does not change a score
 END = 8_000  # letters at the end of an answer that it is shown
@@ -33,8 +34,21 @@ REWRITTEN = tuple(
         (r"∞", r"\\infty "),
         (r"π", r"\\pi "),
         (r"~", " "),
+        (r"[€£]|\\(?:text)?color\s*\{[^{}]*\}", ""),
+        (r"(?<![\d.])(\d+)\s+(\d+)/(\d+)(?![\d.])", r"\1\\frac{\2}{\3}"),
+        (r"√\s*(\d+)", r"\\sqrt{\1}"),
+        (r"\\sqrt(\[\d+\])(\d)", r"\\sqrt\1{\2}"),
+        (r"(?<![A-Za-z\\])pi(?![A-Za-z])", r"\\pi "),
+        (r"\\frac\{(\d{1,3}),(\d{3})\}", r"\\frac{\1\2}"),
+        (r"\\frac\s*\\pi\s*(\d)", r"\\frac{\\pi}{\1}"),
+        (r"(?<=\d)\s*(?:\\cdot)?\s+i(?![A-Za-z])", "i"),
+        (r"(\d\.\d+)e(-?\d{1,3})(?!\d)", r"\1\\cdot 10^{\2}"),
+        (r"\\varnothing(?![A-Za-z])", r"\\emptyset"),
+        (r"\s*\\text\{\s*base\s*\}\s*(\d+)", r"_{\1}"),
+        (r"\\boxed\{\s*[A-Za-z]?\([a-z](?:,\s*\\?[a-z]+)*\)\s*=", r"\\boxed{"),
+        (r"\\boxed\{(\([A-J]\))\s+\d+\}", r"\\boxed{\1}"),
         (r"\.\s*\}", "}"),
-        (r"\\boxed\{(-?[\d.,]*\d)\s+([A-Za-z][A-Za-z ]+)\}", r"\\boxed{\1 \\text{ \2}}"),
+        (r"\\boxed\{(-?[\d.,]*\d)\s+([A-Za-z][A-Za-z ]+)(\^\{?[23]\}?)?\}", r"\\boxed{\1 \\text{ \2}\3}"),
     )
 )
 
@@ -60,6 +74,8 @@ class MathVerify:
         """
         try:
             [(equal, found)] = self._apart.ask({"gold": gold, "answer": shown(answer, worded)})
+            if not found and (said := result(answer)):  # words, or a writing it does not know
+                [(equal, found)] = self._apart.ask({"gold": gold, "answer": shown(f"\\boxed{{{said}}}", False)})
         except StoppedError as stop:
             return None, "took too long" if stop.timeout else "stopped"
         if not found:
@@ -69,7 +85,7 @@ class MathVerify:
 
 def shown(answer: str, worded: bool) -> str:
     """What of an answer it is shown: all from its last boxes on, in writings that it knows."""
-    answer = answer.rpartition("</think>")[2][-END:]
+    answer = unrepeated(spoken(answer)[-END:])
     if found := boxes(answer):
         answer = answer[found[1] :]
     elif worded:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 
+from mull.tasks.units import MULTIPLIED
+
 END = 20_000  # letters at the end of an answer in which its result is looked for
 BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*(?=\{)|\\(?:boxed|fbox)\s*(?=[^\s{\\a-zA-Z]|\s[^\s{])")
 BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # escaped ones are none
@@ -18,7 +20,18 @@ SAID = re.compile(
     r"(?:(?<!\bno )\b(?:final\s+)?answer(?:\s+to\s+[^.:\n]{1,80}?)?\s*(?:is|:|=|\*\*\s*:)\s*|####)[\s:*]*",
     re.IGNORECASE,
 )
-STOP = re.compile(r"\.(?:\s|$)|\n")
+STOP = re.compile(r"\.(?:\s|$)|\n|,\s+(?=(?:not|since|because|as)\b)")
+MARK = re.compile(r"<\|\w{1,30}\|>")  # of a chat template, left behind
+DENIED = re.compile(r"(?:\b(?:not|never|cannot|neither|nor)|n't)(?:\s+(?:be|equal(?: to)?))?[\s$*(]*(?:\\[(\[]\s*)?$")
+TOUCHED = re.compile(
+    r"(?:[+/^×÷·\d]|[\w)}]\s*-|(?<!\n)-(?! )|\\(?:times|cdot|div|pm|sqrt|[dtc]?frac)|"
+    r"\\(?:sqrt(?:\[[^\]]{0,9}\])?|[dtc]?frac(?:\{[^{}]{0,40}\})?)\s*\{)[ ]*$"
+)  # fmt: skip - before a box
+GOES_ON = re.compile(
+    r"[\d{^]|\s*(?:\\times|\\cdot|\\div|\\pi|\\sqrt|[\^/×÷·+])|\s*(?:\$|\\[)\]])?\s*(?:\\text\s*\{\s*)?"
+    + MULTIPLIED
+    + r"\b"
+)
 DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
 NUMBER = re.compile(rf"(?<![\w.,])-?\$?{DIGITS}(?:\s?/\s?{DIGITS})?(?:\s?\\?%)?|(?<=\$)-?{DIGITS}", re.ASCII)
 JOINED = re.compile(rf"({NUMBER.pattern})\s*(?:or|and|to|-|–)\s*\$?$", re.ASCII)
@@ -26,7 +39,7 @@ JOINED = re.compile(rf"({NUMBER.pattern})\s*(?:or|and|to|-|–)\s*\$?$", re.ASCI
 
 def result(text: str, numbers: bool = False) -> str | None:
     """The result in its own writing, None if there is none; with `numbers`, the last number is one at last."""
-    text = text.rpartition("</think>")[2][-END:]
+    text = spoken(text)[-END:]
     found = boxes(text)
     if found is not None:
         return found[0] or None
@@ -36,18 +49,31 @@ def result(text: str, numbers: bool = False) -> str | None:
     return last_number(text) if numbers else None
 
 
+def spoken(text: str) -> str:
+    """What an answer says after its thinking: nothing where that does not end."""
+    text = text.rpartition("</think>")[2]
+    return "" if "<think>" in text else MARK.sub("", text)
+
+
 def boxes(text: str) -> tuple[str, int] | None:
     """What the last box holds, joined by commas with those beside it, and where the first of them begins.
 
-    It is "" where the last is not closed. None without any box.
+    It is "" where the last is not closed, is denied, or is part of something larger. None without any box; an empty
+    one is none.
     """
-    if not (found := [*BOX.finditer(text)]):
-        return None
     closing = _closing(text)
-    spans = [_held(text, box, closing) for box in found]
+    all_ = [(box, _held(text, box, closing)) for box in BOX.finditer(text)]
+    kept = [(box, span) for box, span in all_ if span is None or span[0].strip()]
+    if not kept:
+        return None
+    found, spans = [box for box, _ in kept], [span for _, span in kept]
     if spans[-1] is None:
         return "", found[-1].start()
-    held, edge = [spans[-1][0]], found[-1].start()
+    begin, end = found[-1].start(), spans[-1][1]
+    before = text[max(0, begin - 60) : begin]
+    if DENIED.search(before) or TOUCHED.search(before) or GOES_ON.match(text, end):
+        return "", begin
+    held, edge = [spans[-1][0]], begin
     for box, span in zip(found[-2::-1], spans[-2::-1], strict=True):
         if span is not None and span[1] > edge:  # a box around the box
             continue
@@ -90,8 +116,10 @@ def last_number(text: str) -> str | None:
     if not found:
         return None
     last = found[-1]
+    if DENIED.search(text[max(0, last.start() - 40) : last.start()]):
+        return None
     before = JOINED.search(text, max(0, last.start() - 40), last.start())
     return f"{before[1]}, {last[0]}" if before else last[0]
 
 
-__all__ = ["boxes", "last_number", "result"]
+__all__ = ["boxes", "last_number", "result", "spoken"]

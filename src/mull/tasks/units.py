@@ -38,15 +38,23 @@ unit units
 mph
 """
 UNITS = {word: line.split()[0] for line in SAME_UNITS.strip().splitlines() for word in line.split()}
-NO_UNIT = re.compile(
-    r"\b(?:not|no|or|and|maybe|perhaps|about|approximately|approx|roughly|around|almost|nearly|if|when|but|than|"
-    r"either|neither|between|unless|except|plus|minus|times|half|hundred|thousand|million|billion|dozen)\b"
-)  # fmt: skip
+MULTIPLIED = (
+    r"(?:halves|half|(?:hundred|thousand|million|billion|trillion|dozen|lakh|crore|score)s?|k|"
+    r"(?:third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|(?:hundred|thousand|million|billion)th)s?)"
+)
+HEDGED = re.compile(
+    rf"\b(?:not|no|or|and|maybe|perhaps|about|approximately|approx|roughly|around|almost|nearly|if|when|but|than|never|"
+    rf"either|neither|between|unless|except|plus|minus|times|cannot|at|most|least|impossible|possible|wrong|incorrect|"
+    rf"false|invalid|factorial|cubed|mod|modulo|{MULTIPLIED})\b|n't\b"
+)
+SAYS_MORE = re.compile(
+    r"\b(?:is|are|was|were|be|been|has|have|had|can|could|may|might|would|must|does|do)\b|^squared\b"
+)
 
 
 def unit_of(words: str) -> str:
     """One name for a unit's many. Raises Unreadable for words that say more than a unit does."""
-    if NO_UNIT.search(words) or re.search(r"\d", words.replace("^2", "").replace("^3", "")):
+    if HEDGED.search(words) or SAYS_MORE.search(words) or re.search(r"\d", words.replace("^2", "").replace("^3", "")):
         raise Unreadable(f"{words[:30]!r} is no unit")
     words = re.sub(r"\bpercent\b", "%", words)
     power = "^2" if re.search(r"\b(?:square|sq)\b|\^2", words) else "^3" if re.search(r"\bcubic\b|\^3", words) else ""
@@ -54,4 +62,4 @@ def unit_of(words: str) -> str:
     return (" ".join(UNITS.get(part, part) for part in parts) + power) if parts else ""
 
 
-__all__ = ["UNITS", "unit_of"]
+__all__ = ["HEDGED", "MULTIPLIED", "UNITS", "unit_of"]

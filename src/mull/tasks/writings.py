@@ -23,6 +23,8 @@ REWRITTEN = tuple(
         (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
         (r"\\[dt]binom(?![a-zA-Z])", r"\\binom"),
         (r",\s?\\!\s*(?=\d{3})|\{,\}\s*(?=\d{3})|(?<=\d)(?:\\,|\\ )(?=\d{3}(?!\d))", ""),
+        (r"\\(?:text)?color\s*\{[^{}]*\}", ""),
+        (r"(?<![\d.,/])(\d{1,3}) (\d{3})(?![\d.,/])", r"\1\2"),
         (r"(?<!\\)\\[,;:! ]|~|\\q?quad(?![a-zA-Z])|\\(?:no)?break(?![a-zA-Z])", " "),
         (r"\^\s*\{?\s*(?:\\circ|\\degree)(?![a-zA-Z])\s*\}?|\\degree(?![a-zA-Z])", r"\\deg "),
         (r"-\s*\\\$", r"\\$-"),
@@ -43,6 +45,10 @@ TEXT = re.compile(r"\\(text|mbox|hbox|textrm|textbf|textit|textnormal|mathrm|mat
                   r"\s*\{((?:[^{}]|\{[^{}]*\})*)\}")  # fmt: skip
 
 
+REPEATING = re.compile(r"(?<![\d.])(\d*)\.(\d*)\\(?:overline|bar)\s*\{\s*(\d+)\s*\}", re.ASCII)
+LABEL = re.compile(r"\\word<(?:the )?(?:final )?answer(?: is)?:?\s*>:?", re.IGNORECASE)
+
+
 class Unreadable(ValueError):  # noqa: N818 - it is no error of ours
     """A text that is no result we know."""
 
@@ -51,11 +57,24 @@ def cleaned(text: str) -> str:
     """One writing of many: without what has no meaning, symbols as commands, \\text{...} as \\word<...>."""
     if len(text) > LONGEST:
         raise Unreadable("too long")
+    text = unrepeated(text)
     for symbol, command in SYMBOLS.items():
         text = text.replace(symbol, command)
     for pattern, new in REWRITTEN:
         text = pattern.sub(new, text)
-    return TEXT.sub(_unwrapped, text).strip().rstrip(".,;").strip()
+    text = TEXT.sub(_unwrapped, text).strip()
+    return text[label.end() if (label := LABEL.match(text)) else 0 :].strip().rstrip(".,;").strip()
+
+
+def unrepeated(text: str) -> str:
+    """0.1\\overline{6} as a fraction."""
+    return REPEATING.sub(_fraction, text)
+
+
+def _fraction(found: re.Match[str]) -> str:
+    whole, fixed, again = found.groups()
+    value = int(whole + fixed + again) - int(whole + fixed or 0)
+    return rf"\frac{{{value}}}{{{10 ** len(fixed) * (10 ** len(again) - 1)}}}"
 
 
 def _unwrapped(found: re.Match[str]) -> str:
@@ -64,7 +83,7 @@ def _unwrapped(found: re.Match[str]) -> str:
     plain = " ".join(inside.replace("\\", " ").split())
     if counted := re.fullmatch(r"\$?\s?([\d.,]*\d)\s+([A-Za-z][A-Za-z ]*)", plain, re.ASCII):
         return f" {counted[1]} \\word<{counted[2]}>"
-    if not re.search(r"[A-Za-z]", plain):
+    if not re.search(r"[A-Za-z]", plain) or plain in ("money", "percent"):
         return f" {inside} "
     if re.fullmatch(r"[,;]? ?(?:and|or)", plain):
         return f" {plain} "
@@ -73,4 +92,4 @@ def _unwrapped(found: re.Match[str]) -> str:
     return f"\\word<{re.sub('[<>]', ' ', plain)}>"
 
 
-__all__ = ["FUNCTIONS", "LONGEST", "Unreadable", "cleaned"]
+__all__ = ["FUNCTIONS", "LONGEST", "Unreadable", "cleaned", "unrepeated"]
