@@ -172,7 +172,8 @@ class Rollout:
 
 
 def _completion(raw: dict[str, Any]) -> Completion:
-    return Completion(**raw | {name: tuple(raw[name]) for name in ("tokens", "logprobs")})
+    lists: dict[str, Any] = {name: tuple(raw[name]) for name in ("tokens", "logprobs")}
+    return Completion(**{**raw, **lists})
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from typing import Any
 
 from mull.tasks.base import Verdict
 from mull.tasks.exact import compare
-from mull.tasks.results import result
+from mull.tasks.results import boxes, result
 
 END = 20_000  # letters at the end of an answer in which its result is looked for
 LONGEST = 400  # letters of a number; no gold is longer
@@ -42,9 +42,9 @@ NO_UNIT = re.compile(  # words behind a number that make it another one, or none
     re.IGNORECASE,
 )
 GOES_ON = ("is", "are", "was", "were", "and", "but")  # the sentence does, behind a number: "So 18 is it"
-BEFORE = re.compile(  # words before a number that make it another one, or none
-    r"\b(?:not|never|cannot|nor|neither|no|minus|negative|least|most|more|less|fewer|greater|larger|smaller|over|under|"
-    r"above|below|than|up to|twice|double|triple|half|times|root|plus|divided|without|except|between|sqrt|log)\b|n't\b",
+BEFORE = re.compile(  # words right before a number that make it another one, or none
+    r"\b(?:no|minus|negative|least|most|more|less|fewer|greater|larger|smaller|over|under|above|below|than|up to|twice|"
+    r"double|triple|half|times|root|plus|without|except|between|sqrt|log)\b(?:\s+[a-z]+)?\s*$",
     re.IGNORECASE,
 )
 DENIED = re.compile(r"\b(?:not|never|cannot|nor|neither)\b|n't\b", re.IGNORECASE)
@@ -110,6 +110,9 @@ def _line(answer: str) -> tuple[str, bool]:
     """(what an answer states, or its last line with a number, in simple writing; whether it is stated)."""
     said = result(answer)
     if said is not None:
+        end = answer[-END:]
+        if (box := boxes(end)) and DENIED.search(PART.split(end[max(0, box[1] - 80) : box[1]])[-1]):
+            raise WrongError("it says what the answer is not")
         return _simple(said), True
     for line in reversed(answer[-END:].splitlines()):
         plain = MARKER.sub("", _simple(line))
@@ -138,7 +141,7 @@ def _in_words(line: str, stated: bool) -> str:
     before, behind = PART.split(line[: one.start()])[-1], line[one.start() + len(one[0].rstrip()) :]
     if scale := SCALE.match(behind):
         said, behind = said + scale[0], behind[scale.end() :]
-    if BEFORE.search(before) or REJECTED.search(PART.split(behind)[0]):
+    if BEFORE.search(before) or DENIED.search(before) or REJECTED.search(PART.split(behind)[0]):
         raise WrongError(f"it does not say that it is {said[:40]}: {line.strip()[:80]}")
     word = re.match(r"\s*([^\W\d_]*)", behind)
     assert word
