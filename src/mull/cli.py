@@ -133,11 +133,16 @@ def _run_recipe(name: str, overrides: list[str], out: Path | None, quiet: bool) 
 
     plan = recipe.load(name, overrides)
     folder = out or Path("runs") / plan.name
-    print_run(folder, _carry_out(plan, folder, quiet))
+    report, code = _carry_out(plan, folder, quiet)
+    print_run(folder, report)
+    if code:
+        raise typer.Exit(code)
 
 
-def _carry_out(plan: Recipe, folder: Path, quiet: bool, max_usd: float | None = None) -> dict[str, Any]:
-    """Do what is not done yet and write the report; its content."""
+def _carry_out(
+    plan: Recipe, folder: Path, quiet: bool, max_usd: float | None = None
+) -> tuple[dict[str, Any], int]:  # fmt: skip
+    """Do what is not done yet and write the report; its content, and the exit code: 1 where answers never came."""
     import json
 
     from mull import dist
@@ -163,7 +168,7 @@ def _carry_out(plan: Recipe, folder: Path, quiet: bool, max_usd: float | None = 
             write_report(folder)
     finally:
         directory.close()
-    return json.loads((folder / "report.json").read_text(encoding="utf-8")) | {"exit": code}
+    return json.loads((folder / "report.json").read_text(encoding="utf-8")), code
 
 
 @contextmanager
@@ -240,13 +245,13 @@ def evaluate(
         thinking=[True, False] if both else [not no_think],
     )  # fmt: skip
     folder = out or Path("runs") / f"eval-{recipe.name_of(targets[0])}-{fingerprint(recipe.identity(plan))[:8]}"
-    report = _carry_out(plan, folder, quiet, max_cost)
+    report, code = _carry_out(plan, folder, quiet, max_cost)
     if as_json:
         print_json({"out": str(folder), "evals": report["evals"], "overall": report["overall"]})
     else:
         print_run(folder, report)
-    if report["exit"]:
-        raise typer.Exit(report["exit"])
+    if code:
+        raise typer.Exit(code)
 
 
 @app.command()

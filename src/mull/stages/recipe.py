@@ -17,7 +17,7 @@ from mull import dist
 from mull.config import Config, apply_overrides, build, digest, nearest, read_toml
 from mull.data.shards import read_texts
 from mull.data.sources import NUMBER, Draw
-from mull.endpoints import Endpoint, endpoint, endpoints
+from mull.endpoints import Endpoint, endpoint, knows
 from mull.engine.remote import RemoteEngine
 from mull.ledger import Rates
 from mull.locate import Located, locate
@@ -270,7 +270,7 @@ def target(given: str, key_env: str = "") -> Target:
         if not model:
             raise UserError(f"{url} needs the name of its model behind it: {url}#MODEL.")
         return Endpoint.of_url(url, model, key_env)
-    if not Path(given).exists() and (given in (known := endpoints()) or given.rpartition(":")[0] in known):
+    if not Path(given).exists() and knows(given):
         return endpoint(given)
     return locate(given)
 
